@@ -1,0 +1,1 @@
+"""naysay: align language models from the answers people said no to."""

@@ -1,0 +1,1 @@
+"""The only layer that opens files of a run: atomic writes, digests, manifests, the reference cache."""

@@ -1,0 +1,141 @@
+"""YAML -> --set overrides -> one validation, with errors that name the key and suggest the right one."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from naysay.config.run import RunConfig
+from naysay.errors import ConfigError, InputNotFoundError
+
+
+def load_config(
+    recipe: str | Path | None = None, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Resolve a configuration.
+
+    Args:
+        recipe: a YAML file, or None for the defaults.
+        overrides: `section.key=value` strings as given to `--set`; the value is read as YAML.
+        values: dotted keys that the command line sets by other flags; applied before `overrides`.
+
+    Raises:
+        InputNotFoundError: the recipe does not exist.
+        ConfigError: not YAML, an unknown key (with a suggestion) or an impossible value.
+    """
+    raw = _read(Path(recipe)) if recipe is not None else {}
+    for key, value in (values or {}).items():
+        _assign(raw, key, value, origin="the command line")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override}: expected section.key=value, for example --set training.beta=0.2")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not valid YAML ({_first_line(error)})") from error
+        _assign(raw, key.strip(), _number(value), origin="--set")
+    return parse_config(raw, origin=str(recipe) if recipe else "the command line")
+
+
+def parse_config(raw: Mapping[str, Any], origin: str) -> RunConfig:
+    """Validate a mapping; `origin` is named in the error."""
+    _check_keys(raw, RunConfig, (), origin)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item, origin) for item in error.errors())) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputNotFoundError(f"recipe {path}: no such file; check the path given to --recipe") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path}: cannot be read ({error}); expected a UTF-8 YAML file") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path}: not valid YAML ({_first_line(error)}); fix the file") from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"recipe {path}: expected a mapping of sections, found {type(raw).__name__}")
+    return _numbers(raw)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text; every user means the number."""
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _numbers(raw: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _numbers(value) for key, value in raw.items()}
+    return [_numbers(value) for value in raw] if isinstance(raw, list) else _number(raw)
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
+    *parents, last = dotted.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{origin}: {dotted}: {parent!r} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _check_keys(raw: Mapping[str, Any], model: type[BaseModel], path: tuple[str, ...], origin: str) -> None:
+    for key, value in raw.items():
+        if key not in model.model_fields:
+            raise ConfigError(f"{origin}: unknown key {'.'.join((*path, str(key)))!r}; {_suggest(str(key), model, path)}")
+        section = _section(model.model_fields[key])
+        if section is not None and isinstance(value, Mapping):
+            _check_keys(value, section, (*path, key), origin)
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _suggest(key: str, model: type[BaseModel], path: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {'.'.join((*path, near[0]))!r}?"
+    elsewhere = [dotted for dotted in dotted_keys(RunConfig) if dotted.rsplit(".", 1)[-1] == key]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}?"
+    return f"known keys of {'.'.join(path) or 'the top level'}: {', '.join(model.model_fields)}"
+
+
+def dotted_keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
+    """Every leaf key of the configuration, e.g. `training.lora.rank`."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        section = _section(field)
+        keys += dotted_keys(section, (*path, name)) if section else [".".join((*path, name))]
+    return keys
+
+
+def _explain(item: Any, origin: str) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "the configuration"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    found = item.get("input")
+    shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) else ""
+    return f"{origin}: {where}: {message}{shown}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().replace("\n", " ")[:160]

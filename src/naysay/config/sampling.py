@@ -1,0 +1,17 @@
+"""`sampling.*`: which engine draws anchors and generations. It never changes what is drawn in distribution."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from naysay.config.base import Section
+
+
+class SamplingConfig(Section):
+    """The sampling engine and its batch size."""
+
+    backend: Literal["hf"] = "hf"
+    """`hf` = transformers on this machine."""
+
+    batch_size: int = Field(64, ge=1)
+    """Rows generated together. Part of the batch plan: another value may change the last bits of the logits."""

@@ -1,0 +1,94 @@
+"""`training.*`: the objective's weights and the optimisation."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from naysay.config.base import Section
+
+
+class LoraSettings(Section):
+    """LoRA on all linear layers but the head."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the update."""
+
+    alpha: int = Field(32, ge=1)
+    """Scale: the update is multiplied by alpha / rank."""
+
+    dropout: float = 0.0
+    """Must be 0: cached references and the two-pass gradient need a deterministic forward."""
+
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter, in peft's notation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dropout != 0.0:
+            raise ValueError(
+                f"dropout must be 0 (found {self.dropout}): references are cached constants and would not match"
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """D²O, LoRA or full."""
+
+    method: Literal["lora", "full"] = "lora"
+    """`lora` writes adapter/, `full` writes model/."""
+
+    alpha: float = Field(0.1, ge=0.0)
+    """Weight of the negative's log-ratio. 0.1 is the paper's."""
+
+    beta: float = Field(0.1, ge=0.0)
+    """Weight of the anchors' mean log-ratio. 0.1 is the paper's."""
+
+    learning_rate: float = Field(1e-4, gt=0.0)
+    """Peak learning rate. Our choice."""
+
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    """Our choice."""
+
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps of linear warm-up."""
+
+    weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW's."""
+
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    """Gradients are clipped to this norm."""
+
+    epochs: float = Field(1.0, gt=0.0)
+    """Passes over the training prompts; ignored where `max_steps` is set."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps; None = by `epochs`."""
+
+    groups_per_step: int = Field(8, ge=1)
+    """Prompt groups in one optimizer step and process."""
+
+    tokens_per_microbatch: int = Field(4096, ge=16)
+    """Token budget of one forward and backward; a group that exceeds it alone is trained exactly in two passes."""
+
+    head_chunk: int = Field(1024, ge=1)
+    """Response tokens that meet the LM head at a time: the largest [tokens, vocabulary] tensor that ever exists."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    save_steps: int = Field(10, ge=1)
+    """Optimizer steps between checkpoints (what a killed run loses at most)."""
+
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    """Settings of the adapter; not read when `method` is `full`."""
+
+    trainer_args: dict[str, Any] = Field(default_factory=dict)
+    """Any other field of transformers.TrainingArguments, by name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.alpha == 0.0 and self.beta == 0.0:
+            raise ValueError("alpha and beta are both 0: the loss would be the constant log 2; set one above 0")
+        if self.method == "full" and "lora" in self.model_fields_set:
+            raise ValueError("training.lora is not read when training.method is full; remove it or use method: lora")
+        return self

@@ -1,0 +1,45 @@
+"""Every failure that naysay explains to its user.
+
+Each class is also the standard-library type that it replaces, so that `except ValueError` in a caller's code goes on
+working. A message is one line: what was expected, what was found, where, and what to do.
+"""
+
+
+class NaysayError(Exception):
+    """Base of all errors that naysay raises on purpose. `exit_code` is what the command line returns for it."""
+
+    exit_code = 2
+
+
+class ConfigError(NaysayError, ValueError):
+    """A setting is unknown, impossible, or contradicts another one."""
+
+
+class DataError(NaysayError, ValueError):
+    """An input file or a row cannot be used."""
+
+
+class InputNotFoundError(NaysayError, FileNotFoundError):
+    """A file or a directory that the user named does not exist."""
+
+
+class ModelError(NaysayError, ValueError):
+    """A model, tokenizer, adapter or chat template cannot be used as asked."""
+
+
+class RunDirectoryError(NaysayError, RuntimeError):
+    """A run directory is locked, belongs to another config, or lacks what a stage needs."""
+
+
+class StorageError(NaysayError, OSError):
+    """Nothing could be written (disk full, no permission). What was there before is intact."""
+
+
+class ReferenceMismatchError(NaysayError, RuntimeError):
+    """A cached reference log-prob does not belong to the reference in use, or its audit failed."""
+
+
+class NonFiniteLossError(NaysayError, ArithmeticError):
+    """The loss became NaN or infinite; training stopped before the optimizer step."""
+
+    exit_code = 1

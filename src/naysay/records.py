@@ -1,0 +1,128 @@
+"""The records that stages exchange on disk: frozen, free of torch, one JSONL row each.
+
+Ids are content digests, so that the same prompt has the same id in every run and no stage depends on row order.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Split = Literal["train", "dev", "heldout", "benign"]
+Finish = Literal["stop", "length"]
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that waits for an answer.
+
+    Example: `Prompt("p-3f2a", ({"role": "user", "content": "Hi"},), "rejected.jsonl:1", "train")`.
+    `split` is "benign" for prompts that only serve to measure what must not change.
+    """
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    source: str
+    split: Split
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Negative:
+    """An answer that people rejected. `finish` is "length" when the log says that the answer was cut off."""
+
+    negative_id: str
+    prompt_id: str
+    text: str
+    category: str = ""
+    severity: float | None = None
+    annotators: int | None = None
+    provenance: str = ""
+    finish: Finish = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptable:
+    """An answer that was not rejected (chosen, liked). Used for evaluation only, never trained on."""
+
+    acceptable_id: str
+    prompt_id: str
+    text: str
+    category: str = ""
+    severity: float | None = None
+    annotators: int | None = None
+    provenance: str = ""
+    finish: Finish = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A response that the initial policy itself gave to a prompt, under a moral instruction.
+
+    `token_ids` are the sampled ids (end-of-turn included when `finish` is "stop"): they are trained on as they are.
+    `token_logprobs` (nats) were seen while sampling, under another prompt and a truncated distribution: a diagnostic,
+    never a reference log-prob.
+    """
+
+    anchor_id: str
+    prompt_id: str
+    index: int
+    round: int
+    token_ids: tuple[int, ...]
+    token_logprobs: tuple[float, ...]
+    text: str
+    finish: Finish
+    instruction_id: str
+    seed: int
+    policy_digest: str
+    sampler: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a scorer said of one anchor or generation: a value (its unit is the scorer's) and a label."""
+
+    subject_id: str
+    scorer: str
+    value: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which anchors of a prompt are trained on.
+
+    `kept` holds anchor ids; equal responses appear once for each time they were drawn (their multiplicity is part of
+    the distribution). `dropped` maps a reason to the ids that it removed.
+    """
+
+    prompt_id: str
+    kept: tuple[str, ...]
+    dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceLogp:
+    """One cached reference log-prob: the *sum* over response tokens, in nats."""
+
+    sequence_digest: str
+    role: Literal["negative", "positive"]
+    logp: float
+    tokens: int
+    reference_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A response drawn for evaluation. `model` is "base" or "tuned"; `outcome` is what the offline heuristic says."""
+
+    prompt_id: str
+    prompt: str
+    kind: str
+    model: str
+    model_digest: str
+    seed: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish: Finish
+    outcome: Literal["answer", "refusal", "degenerate"]
