@@ -1,0 +1,71 @@
+"""Tensors of prompt groups.
+
+Legend: B prompt groups, K anchors, N negatives of a prompt (both ragged, masked), S rows of a batch, T tokens,
+M scored response tokens, R responses.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GroupLogps:
+    """Log-probs of a batch of prompt groups: **sums** over response tokens, in nats. Never means.
+
+    `ref_anchors` are under r⁻ (more harmful), `ref_negatives` under r⁺ (more helpful): the references are crossed.
+    Values where a mask is False are never read, whatever they are.
+
+    Example: one prompt with two anchors and one negative
+        GroupLogps(anchors=torch.tensor([[-10.0, -12.0]]), ref_anchors=torch.tensor([[-11.0, -12.0]]),
+                   anchor_mask=torch.tensor([[True, True]]), negatives=torch.tensor([[-9.0]]),
+                   ref_negatives=torch.tensor([[-8.0]]), negative_mask=torch.tensor([[True]]))
+    """
+
+    anchors: Float[Tensor, "B K"]
+    ref_anchors: Float[Tensor, "B K"]
+    anchor_mask: Bool[Tensor, "B K"]
+    negatives: Float[Tensor, "B N"]
+    ref_negatives: Float[Tensor, "B N"]
+    negative_mask: Bool[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
+class D2OTerms:
+    """What the objective says of each pair (x, y_l). Nothing is reduced; masked places hold 0.
+
+    `margin` and the log-ratios are in nats (margin: weighted by α and β); `weight` is σ(−margin), the factor of the
+    pair's gradient, detached.
+    """
+
+    loss: Float[Tensor, "B N"]
+    margin: Float[Tensor, "B N"]
+    weight: Float[Tensor, "B N"]
+    anchor_log_ratio: Float[Tensor, "B K"]
+    negative_log_ratio: Float[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Token layout of R responses to shared prompts, ready for one forward.
+
+    A row holds one prompt followed by branches (its responses); `branch_ids` is 0 on the prompt, 1, 2, ... on the
+    branches and −1 on padding. Positions restart at the prompt's end on every branch. What is scored stands in
+    explicit triples, because the first token of *every* branch is predicted by the same last prompt position: token
+    `target_ids[m]` of response `response_of[m]` is predicted at `scored_at[m]` of row `scored_row[m]`.
+    """
+
+    input_ids: Int[Tensor, "S T"]
+    position_ids: Int[Tensor, "S T"]
+    branch_ids: Int[Tensor, "S T"]
+    scored_row: Int[Tensor, " M"]
+    scored_at: Int[Tensor, " M"]
+    target_ids: Int[Tensor, " M"]
+    response_of: Int[Tensor, " M"]
+    responses: int
+
+    def to(self, device: torch.device) -> "GroupBatch":
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return GroupBatch(**moved, responses=self.responses)
