@@ -115,9 +115,7 @@ def write_records(path: Path, records: Iterable[Any]) -> None:
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """Read records of one class; lists become the tuples that the records declare."""
     names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]  # a dataclass type
-    return [
-        kind(**{name: _frozen(value) for name, value in row.items() if name in names}) for row in read_jsonl(path)
-    ]
+    return [kind(**{name: _frozen(value) for name, value in row.items() if name in names}) for row in read_jsonl(path)]
 
 
 def _frozen(value: Any) -> Any:

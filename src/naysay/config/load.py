@@ -99,7 +99,9 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
 def _check_keys(raw: Mapping[str, Any], model: type[BaseModel], path: tuple[str, ...], origin: str) -> None:
     for key, value in raw.items():
         if key not in model.model_fields:
-            raise ConfigError(f"{origin}: unknown key {'.'.join((*path, str(key)))!r}; {_suggest(str(key), model, path)}")
+            raise ConfigError(
+                f"{origin}: unknown key {'.'.join((*path, str(key)))!r}; {_suggest(str(key), model, path)}"
+            )
         section = _section(model.model_fields[key])
         if section is not None and isinstance(value, Mapping):
             _check_keys(value, section, (*path, key), origin)

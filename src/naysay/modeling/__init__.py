@@ -1,0 +1,1 @@
+"""Models, tokens, adapters, the group forward."""

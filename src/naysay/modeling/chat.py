@@ -1,0 +1,147 @@
+"""The only place where text becomes tokens.
+
+The prompt's ids are exactly what inference will see; a response's ids are appended to them, never re-split together.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from naysay.config.model import ModelConfig
+from naysay.errors import ModelError
+from naysay.records import Message
+
+_SENTINEL = "naysay"
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Ids of a conversation up to and including the generation prompt.
+
+    Control tokens inside the messages are encoded as plain text, so that untrusted text cannot open or end a turn.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or the template refuses these messages.
+    """
+    require_chat_template(tokenizer)
+    try:
+        return list(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                return_dict=False,
+                sanitize_control_tokens=True,
+            )
+        )
+    except _template_errors() as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ModelError(f"the model's chat template refuses the roles [{roles}]: {error}") from error
+
+
+def encode_response(tokenizer: Any, text: str, *, ended: bool) -> list[int]:
+    """Ids of an answer; the end-of-turn token follows where the answer ended by itself (`ended`), not where it was cut."""
+    ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return [*ids, end_of_turn_id(tokenizer)] if ended else ids
+
+
+def decode_response(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Text of sampled ids, without the end-of-turn token."""
+    return tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+
+def end_of_turn_id(tokenizer: Any) -> int:
+    """The token that the template writes after an assistant's answer, or the tokenizer's EOS where it writes none."""
+    require_chat_template(tokenizer)
+    return _end_of_turn(tokenizer.chat_template, tokenizer)
+
+
+def require_chat_template(tokenizer: Any) -> None:
+    """Raises ModelError where the tokenizer has no chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        name = getattr(tokenizer, "name_or_path", "") or "this model"
+        raise ModelError(
+            f"{name}: its tokenizer has no chat template, so a prompt's tokens are undefined; "
+            "set model.chat_template to a Jinja file (--set model.chat_template=chat.jinja)"
+        )
+
+
+def with_instruction(tokenizer: Any, messages: Sequence[Message], instruction: str) -> list[Message]:
+    """Put an instruction in front of a conversation: into its system message where the template knows one, else
+    before the first user turn. An empty instruction changes nothing."""
+    if not instruction:
+        return list(messages)
+    first, *rest = messages
+    if first["role"] == "system":
+        return [{"role": "system", "content": f"{first['content']}\n\n{instruction}"}, *rest]
+    if supports_system(tokenizer):
+        return [{"role": "system", "content": instruction}, *messages]
+    return [{"role": first["role"], "content": f"{instruction}\n\n{first['content']}"}, *rest]
+
+
+def supports_system(tokenizer: Any) -> bool:
+    """Whether the chat template shows a system message."""
+    require_chat_template(tokenizer)
+    return _supports_system(tokenizer.chat_template, tokenizer)
+
+
+def token_counter(model: ModelConfig) -> Callable[[Sequence[Message], str], int]:
+    """A function that counts the tokens of a prompt plus its answer (end-of-turn included).
+
+    The tokenizer is loaded at the first call.
+    """
+    from naysay.modeling.loading import load_tokenizer
+
+    @cache
+    def tokenizer() -> Any:
+        return load_tokenizer(model)
+
+    def count(messages: Sequence[Message], answer: str) -> int:
+        return len(encode_prompt(tokenizer(), messages)) + len(encode_response(tokenizer(), answer, ended=True))
+
+    return count
+
+
+_caches: dict[tuple[str, str, int], Any] = {}
+
+
+def _remember(kind: str, template: str, tokenizer: Any, compute: Callable[[], Any]) -> Any:
+    """Tokenizers are not hashable; the template and the vocabulary decide these facts."""
+    key = (kind, template, id(tokenizer))
+    if key not in _caches:
+        _caches[key] = compute()
+    return _caches[key]
+
+
+def _end_of_turn(template: str, tokenizer: Any) -> int:
+    return _remember("end", template, tokenizer, lambda: _find_end_of_turn(tokenizer))
+
+
+def _supports_system(template: str, tokenizer: Any) -> bool:
+    return _remember("system", template, tokenizer, lambda: _find_system(tokenizer))
+
+
+def _find_end_of_turn(tokenizer: Any) -> int:
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _SENTINEL}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    tail = tokenizer(text.rpartition(_SENTINEL)[2], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    found = next((token for token in tail if token in special), tokenizer.eos_token_id)
+    if found is None:
+        raise ModelError(
+            "the tokenizer has no EOS token and its chat template ends an answer with none; "
+            "set an eos_token in tokenizer_config.json"
+        )
+    return int(found)
+
+
+def _find_system(tokenizer: Any) -> bool:
+    messages = [{"role": "system", "content": _SENTINEL}, {"role": "user", "content": "x"}]
+    try:
+        return _SENTINEL in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except _template_errors():
+        return False
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    from jinja2.exceptions import TemplateError
+
+    return (TemplateError, ValueError, TypeError, KeyError)

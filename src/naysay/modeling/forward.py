@@ -1,0 +1,243 @@
+"""The group forward: a prompt is computed once for all its answers, and only scored positions meet the LM head.
+
+It is bound as the causal LM's own `forward` and called through whatever wraps the model (peft, DDP, FSDP), so that
+their hooks see every use of the parameters.
+
+Legend: S rows, T tokens, M scored tokens, R responses, D hidden.
+"""
+
+import logging
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from naysay.core.groups import GroupBatch
+from naysay.core.logprobs import Head, sum_by_response, token_logps
+from naysay.core.prefix import PROMPT, TokenGroup, branch_mask, layout_groups
+from naysay.errors import ModelError
+
+logger = logging.getLogger(__name__)
+_DENSE_MASK_ATTENTION = {"sdpa", "eager"}
+_CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_CHECK_TOLERANCE_HALF = 0.25
+
+
+def enable_group_forward(model: nn.Module) -> bool:
+    """Bind the group forward to the causal LM inside `model` and check it against the model's own forward.
+
+    Returns whether prompts are shared. Where an architecture's results differ (state-space layers, unusual masks,
+    another head), a warning says so and every answer is computed on its own, which is slower and exact.
+    """
+    lm = causal_lm(model)
+    if "_naysay_shared" in vars(lm):
+        return lm._naysay_shared
+    lm._naysay_forward = vars(lm).get("forward")
+    lm.forward = types.MethodType(_forward, lm)
+    reason = _why_not_shared(lm)
+    if reason:
+        logger.warning(
+            "%s: %s; falling back to one answer at a time (exact, but the prompt is computed anew for each answer)",
+            type(lm).__name__,
+            reason,
+        )
+    lm._naysay_shared = not reason
+    return lm._naysay_shared
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """The transformers causal LM inside peft, DDP or FSDP wrappers.
+
+    Raises:
+        ModelError: it has no output embeddings, or its adapter prepends virtual tokens (prompt tuning).
+    """
+    inner: Any = model
+    while isinstance(getattr(inner, "module", None), nn.Module) and not hasattr(inner, "get_output_embeddings"):
+        inner = inner.module
+    # transformers models carry a (method-only) adapter mixin too; only a peft wrapper has `get_base_model`.
+    if hasattr(inner, "get_base_model") and hasattr(inner, "peft_config"):
+        if getattr(inner.active_peft_config, "is_prompt_learning", False):
+            raise ModelError(
+                f"peft type {inner.active_peft_config.peft_type} prepends virtual tokens, which the group forward "
+                "cannot share; use LoRA or full training"
+            )
+        inner = inner.get_base_model()
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    if head is None:
+        raise ModelError(f"{type(inner).__name__} has no output embeddings; expected a transformers causal LM")
+    return inner
+
+
+def response_logps(
+    model: nn.Module, groups: Sequence[TokenGroup], *, head_chunk: int, device: torch.device | None = None
+) -> Tensor:
+    """[R] sums of log-probs (nats) of all responses, through the (possibly wrapped) model.
+
+    `enable_group_forward` must have been called on it.
+    """
+    device = device or next(model.parameters()).device
+    batch = layout_groups(groups).to(device)
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return model(
+        input_ids=batch.input_ids,
+        naysay_group={**tensors, "responses": batch.responses},
+        naysay_head_chunk=head_chunk,
+    )
+
+
+def hidden_at_scored(model: nn.Module, batch: GroupBatch) -> Tensor:
+    """[M, D] last hidden states at the positions that predict the targets."""
+    lm = causal_lm(model)
+    hidden_STD = lm.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=_attention_masks(lm, batch),
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )[0]
+    return hidden_STD[batch.scored_row, batch.scored_at]
+
+
+def lm_head(model: nn.Module) -> Head:
+    """Hidden states -> logits, with the scale or soft cap that some architectures put behind the head."""
+    lm = causal_lm(model)
+    head, config = lm.get_output_embeddings(), lm.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    multiply, divide = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        value = head(hidden)
+        if multiply is not None:
+            value = value * multiply
+        if divide is not None:
+            value = value / divide
+        return torch.tanh(value / softcap) * softcap if softcap is not None else value
+
+    return logits
+
+
+def one_at_a_time_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> Tensor:
+    """[R] sums of log-probs (nats), each answer on its own through the model's unpatched forward and full logits.
+
+    The oracle of the tests, and the fallback for architectures that cannot share a prompt.
+    """
+    lm = causal_lm(model)
+    device = next(lm.parameters()).device
+    return torch.stack([_single_logp(lm, prompt, answer, device) for prompt, answers in groups for answer in answers])
+
+
+def _single_logp(lm: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> Tensor:
+    ids = torch.tensor([[*prompt, *answer]], device=device)
+    logits = _own_forward(lm)(input_ids=ids, use_cache=False).logits
+    predicting = logits[0, len(prompt) - 1 : -1]
+    logp = predicting.to(torch.promote_types(predicting.dtype, torch.float32)).log_softmax(-1)
+    return logp.gather(1, ids[0, len(prompt) :, None]).sum()
+
+
+def _own_forward(lm: Any) -> Any:
+    patched = vars(lm).get("_naysay_forward")
+    return patched if patched is not None else types.MethodType(type(lm).forward, lm)
+
+
+def _forward(self: Any, *args: Any, naysay_group: Any = None, naysay_head_chunk: int = 1024, **kwargs: Any) -> Any:
+    if naysay_group is None:
+        return _own_forward(self)(*args, **kwargs)
+    batch = GroupBatch(**naysay_group)
+    if not self._naysay_shared:
+        return one_at_a_time_logps(self, _token_groups(batch))
+    logp_M = token_logps(hidden_at_scored(self, batch), batch.target_ids, lm_head(self), chunk=naysay_head_chunk)
+    return sum_by_response(logp_M, batch.response_of, batch.responses)
+
+
+def _token_groups(batch: GroupBatch) -> list[TokenGroup]:
+    groups: list[TokenGroup] = []
+    for ids, branches in zip(batch.input_ids.tolist(), batch.branch_ids.tolist(), strict=True):
+        answers: list[list[int]] = [[] for _ in range(max(branches))]
+        for token, branch in zip(ids, branches, strict=True):
+            if branch > PROMPT:
+                answers[branch - 1].append(token)
+        groups.append(([token for token, branch in zip(ids, branches, strict=True) if branch == PROMPT], answers))
+    return groups
+
+
+def _attention_masks(lm: Any, batch: GroupBatch) -> Any:
+    """One dense mask for all layers, or one a layer type, as the check found that the model takes it."""
+    window = _sliding_window(lm)
+    if lm._naysay_masks == "full":
+        return _additive(lm, branch_mask(batch.branch_ids, batch.position_ids))
+    sliding = _additive(lm, branch_mask(batch.branch_ids, batch.position_ids, window=window))
+    if lm._naysay_masks == "sliding":
+        return sliding
+    full = _additive(lm, branch_mask(batch.branch_ids, batch.position_ids))
+    return {"full_attention": full, "sliding_attention": sliding}
+
+
+def _sliding_window(lm: Any) -> int | None:
+    config = lm.config.get_text_config()
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
+def _additive(lm: Any, allowed: Tensor) -> Tensor:
+    dtype = next(lm.parameters()).dtype
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+@torch.no_grad()
+def _why_not_shared(lm: Any) -> str:
+    """Empty where a shared prompt gives the log-probs of the model's own forward on random groups."""
+    config = lm.config.get_text_config()
+    attention = getattr(lm.config, "_attn_implementation", None)
+    if attention not in _DENSE_MASK_ATTENTION:
+        return f"attn_implementation={attention!r} takes no dense mask (use attn_implementation='sdpa')"
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
+        return f"it has layers of type {', '.join(sorted(unknown))}"
+    window = _sliding_window(lm)
+    groups = _check_groups(config.vocab_size, long_prompt=min(window + 3, 64) if window else 5)
+    with eval_mode(lm):
+        expected = one_at_a_time_logps(lm, groups)
+        reasons = [
+            _mismatch(lm, masks, groups, expected) for masks in (("by_type", "sliding") if window else ("full",))
+        ]
+    return "" if "" in reasons else reasons[-1]
+
+
+def _mismatch(lm: Any, masks: str, groups: Sequence[TokenGroup], expected: Tensor) -> str:
+    if getattr(lm, "_naysay_masks_checked", False):
+        return ""
+    lm._naysay_masks = masks
+    lm._naysay_shared = True
+    try:
+        found = response_logps(lm, groups, head_chunk=1024)
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+        return f"its layers refuse a prompt shared by branches ({' '.join(str(error).split())[:120]})"
+    finally:
+        del lm._naysay_shared
+    difference = (expected - found).abs().max().item()
+    tolerance = _CHECK_TOLERANCE.get(next(lm.parameters()).dtype, _CHECK_TOLERANCE_HALF)
+    if difference > tolerance:
+        return f"sharing the prompt changes log-probs by up to {difference:.2g} nats"
+    lm._naysay_masks_checked = True
+    return ""
+
+
+def _check_groups(vocabulary: int, long_prompt: int) -> list[TokenGroup]:
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(vocabulary, (count,), generator=generator).tolist()
+
+    return [(ids(long_prompt), [ids(3), ids(4), ids(1)]), (ids(1), [ids(2), ids(2)])]
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside, the former mode afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
