@@ -1,0 +1,1 @@
+"""Drawing responses: the Sampler protocol, its backends, anchors under moral instructions, seeds."""
