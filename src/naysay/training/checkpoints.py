@@ -1,0 +1,43 @@
+"""Which checkpoint a run can go on from, and which references it was trained against."""
+
+import shutil
+from pathlib import Path
+
+from naysay.artifacts.store import read_json, write_json
+from naysay.errors import ReferenceMismatchError
+
+MARKER = "naysay_references.json"
+
+
+def mark_complete(checkpoint: Path, reference_digests: dict[str, str]) -> None:
+    """Written last: a checkpoint without this file was cut off while it was saved."""
+    write_json(checkpoint / MARKER, reference_digests)
+
+
+def last_complete(output_dir: Path) -> Path | None:
+    """The newest complete `checkpoint-N`; incomplete ones (left by a kill) are removed."""
+    complete = []
+    for folder in output_dir.glob("checkpoint-*"):
+        if not folder.name.removeprefix("checkpoint-").isdigit():
+            continue
+        if (folder / MARKER).exists():
+            complete.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
+
+
+def check_references(checkpoint: Path, reference_digests: dict[str, str]) -> None:
+    """Raises ReferenceMismatchError where the checkpoint was trained against other references.
+
+    The usual cause is that the half-trained policy was loaded as the initial model.
+    """
+    if not (checkpoint / MARKER).exists():
+        return
+    pinned = read_json(checkpoint / MARKER)
+    for role, digest in reference_digests.items():
+        if pinned.get(role) != digest:
+            raise ReferenceMismatchError(
+                f"{checkpoint}: trained with {role} reference {pinned.get(role, 'none')[:12]}, found {digest[:12]}; "
+                "load the same initial model and references as when the run began, or start a new output_dir"
+            )

@@ -1,0 +1,222 @@
+"""From rows to groups of token ids, and from groups to the dict that a data loader yields.
+
+Legend: B prompt groups, K anchors, N negatives of a prompt, R unique responses.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, Sampler
+
+from naysay.core.prefix import TokenGroup
+from naysay.errors import DataError
+from naysay.modeling.chat import encode_prompt, encode_response
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A prompt with its anchors and negatives as token ids, and their reference log-probs (sums, nats) once known.
+
+    Anchors keep their multiplicity; equal ones are computed once. Example:
+        EncodedGroup("row 0", (1, 5), anchors=((7, 2), (7, 2)), negatives=((9, 2),))
+    """
+
+    group_id: str
+    prompt_ids: tuple[int, ...]
+    anchors: tuple[tuple[int, ...], ...]
+    negatives: tuple[tuple[int, ...], ...]
+    ref_anchors: tuple[float, ...] = ()
+    ref_negatives: tuple[float, ...] = ()
+
+    @property
+    def responses(self) -> list[tuple[int, ...]]:
+        """Unique responses in order of first appearance, anchors first."""
+        return list(dict.fromkeys((*self.anchors, *self.negatives)))
+
+    @property
+    def tokens(self) -> TokenGroup:
+        return self.prompt_ids, self.responses
+
+
+@dataclass
+class EncodingCounts:
+    """What became of the rows: rows = groups + the drops; negatives and anchors likewise."""
+
+    rows: int = 0
+    groups: int = 0
+    negatives: int = 0
+    anchors: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+
+def encode_rows(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, max_length: int
+) -> tuple[list[EncodedGroup], EncodingCounts]:
+    """Encode rows with `prompt` (text or messages), `rejected` (one or a list) and `anchors` (texts or token ids).
+
+    A rejected answer may be a string, a list of token ids, or `{"text": ..., "finish": "length"}` where the log says
+    that it was cut off (then it carries no end-of-turn token). Answers that do not fit into `max_length` with their
+    prompt are dropped and counted, and so is a group that is left without a negative or an anchor.
+
+    Raises:
+        DataError: a row lacks a field (missing anchors name `naysay.sample_anchors`), or nothing is left.
+    """
+    counts = EncodingCounts(rows=len(rows))
+    groups = []
+    for index, row in enumerate(rows):
+        group = _encode_row(index, row, tokenizer, max_length, counts)
+        if group is not None:
+            groups.append(group)
+            counts.groups += 1
+            counts.negatives += len(group.negatives)
+            counts.anchors += len(group.anchors)
+    if not groups:
+        raise DataError(
+            f"no usable row of {len(rows)}: dropped {counts.dropped or 'none'}; check max_length and the anchors"
+        )
+    return groups, counts
+
+
+def _encode_row(
+    index: int, row: Mapping[str, Any], tokenizer: Any, max_length: int, counts: EncodingCounts
+) -> EncodedGroup | None:
+    for column in ("prompt", "rejected"):
+        if not row.get(column):
+            raise DataError(
+                f"row {index}: expected a column {column!r}, found {sorted(row)}; rows are prompt, rejected, anchors"
+            )
+    if not row.get("anchors"):
+        raise DataError(
+            f"row {index}: no anchors; draw them first: rows = naysay.sample_anchors(rows, model=..., processing_class=...)"
+        )
+    prompt = row["prompt"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    prompt_ids = tuple(encode_prompt(tokenizer, messages))
+    rejected = row["rejected"]
+    rejected = rejected if isinstance(rejected, list | tuple) and not _is_ids(rejected) else [rejected]
+    negatives = [_response_ids(tokenizer, answer, f"row {index}: rejected") for answer in rejected]
+    anchors = [_response_ids(tokenizer, answer, f"row {index}: anchors") for answer in row["anchors"]]
+    kept_negatives = tuple(dict.fromkeys(ids for ids in negatives if len(prompt_ids) + len(ids) <= max_length))
+    fitting = [ids for ids in anchors if len(prompt_ids) + len(ids) <= max_length]
+    kept_anchors = tuple(ids for ids in fitting if ids not in kept_negatives)
+    if too_long := len([ids for ids in negatives if len(prompt_ids) + len(ids) > max_length]):
+        counts.drop("negatives_too_long", too_long)
+    if too_long := len(anchors) - len(fitting):
+        counts.drop("anchors_too_long", too_long)
+    if equal := len(fitting) - len(kept_anchors):
+        counts.drop("anchors_equal_to_a_negative", equal)
+    if not kept_negatives or not kept_anchors:
+        counts.drop("groups_without_negative" if not kept_negatives else "groups_without_anchor")
+        return None
+    return EncodedGroup(str(row.get("prompt_id", f"row {index}")), prompt_ids, kept_anchors, kept_negatives)
+
+
+def _is_ids(answer: Any) -> bool:
+    return isinstance(answer, list | tuple) and bool(answer) and all(isinstance(token, int) for token in answer)
+
+
+def _response_ids(tokenizer: Any, answer: Any, where: str) -> tuple[int, ...]:
+    if _is_ids(answer):
+        return tuple(answer)
+    text, ended = (
+        (answer.get("text"), answer.get("finish") != "length") if isinstance(answer, Mapping) else (answer, True)
+    )
+    if not isinstance(text, str) or not text:
+        raise DataError(f"{where}: expected a text or token ids, found {answer!r:.80}; give a non-empty string or ids")
+    return tuple(encode_response(tokenizer, text, ended=ended))
+
+
+Item = tuple[EncodedGroup, int, bool]
+
+
+class GroupDataset(Dataset[Item]):
+    """Yields (group, its index, is it padding). An index beyond the end is padding: an earlier group with weight 0."""
+
+    def __init__(self, groups: Sequence[EncodedGroup]):
+        self.groups = list(groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.groups[index % len(self.groups)], index % len(self.groups), index >= len(self.groups)
+
+
+class GroupSampler(Sampler[int]):
+    """A seeded permutation for each epoch, padded so that all ranks get equally many batches.
+
+    accelerate would fill the last batches up by training on some groups twice; padding has weight 0 instead. With one
+    process nothing is padded. The global random state is not touched.
+    """
+
+    def __init__(self, size: int, *, seed: int, multiple: int = 1):
+        self.size, self.seed, self.multiple, self.epoch = size, seed, multiple, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.size / self.multiple) * self.multiple
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        padding = [self.size + order[i % self.size] for i in range(len(self) - self.size)]
+        return iter(order + padding)
+
+
+def collate_groups(items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    """The plain dict of tensors that travels through the data loader.
+
+    `weight` [B] (0 for padding), `row` [B] (index in the dataset); ragged token ids flattened with their lengths;
+    `anchor_index` [B, K] and `negative_index` [B, N] point at the group's unique responses (−1 = masked);
+    `ref_anchors`, `ref_negatives` are sums in nats.
+    """
+    groups = [group for group, _, _ in items]
+    responses = [group.responses for group in groups]
+    index_of = [{ids: i for i, ids in enumerate(answers)} for answers in responses]
+    flat = [ids for answers in responses for ids in answers]
+    return {
+        "weight": torch.tensor([0.0 if padding else 1.0 for _, _, padding in items]),
+        "row": torch.tensor([row for _, row, _ in items]),
+        "prompt_ids": torch.tensor([token for group in groups for token in group.prompt_ids]),
+        "prompt_lengths": torch.tensor([len(group.prompt_ids) for group in groups]),
+        "response_ids": torch.tensor([token for ids in flat for token in ids]),
+        "response_lengths": torch.tensor([len(ids) for ids in flat]),
+        "response_counts": torch.tensor([len(answers) for answers in responses]),
+        "anchor_index": _pad(
+            [[at[ids] for ids in group.anchors] for group, at in zip(groups, index_of, strict=True)], -1
+        ),
+        "negative_index": _pad(
+            [[at[ids] for ids in group.negatives] for group, at in zip(groups, index_of, strict=True)], -1
+        ),
+        "ref_anchors": _pad([list(group.ref_anchors) for group in groups], 0.0),
+        "ref_negatives": _pad([list(group.ref_negatives) for group in groups], 0.0),
+    }
+
+
+def _pad(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:
+    dtype = torch.float64 if isinstance(value, float) else torch.long
+    return pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], batch_first=True, padding_value=value)
+
+
+def token_groups(batch: Mapping[str, torch.Tensor]) -> list[TokenGroup]:
+    """The groups of a collated batch as (prompt ids, unique response ids)."""
+    prompts = iter(batch["prompt_ids"].split(batch["prompt_lengths"].tolist()))
+    answers = iter(batch["response_ids"].split(batch["response_lengths"].tolist()))
+    return [
+        (next(prompts).tolist(), [next(answers).tolist() for _ in range(count)])
+        for count in batch["response_counts"].tolist()
+    ]
+
+
+def with_references(group: EncodedGroup, ref_anchors: Sequence[float], ref_negatives: Sequence[float]) -> EncodedGroup:
+    """The group with its reference log-probs: r⁻ under the anchors, r⁺ under the negatives."""
+    return replace(group, ref_anchors=tuple(ref_anchors), ref_negatives=tuple(ref_negatives))

@@ -1,0 +1,98 @@
+"""One rank's share of an optimizer step: micro-batches under a token budget, and the exact two-pass gradient of groups
+that exceed it (method.md section 3).
+
+Legend: B prompt groups, K anchors, N negatives of a prompt, R unique responses.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from naysay.core.groups import GroupLogps
+from naysay.core.prefix import TokenGroup, group_length, plan_microbatches, split_group
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A collated batch, opened: token groups and the tensors that turn response log-probs into group log-probs."""
+
+    groups: list[TokenGroup]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [group_length(group) for group in self.groups]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One forward and backward.
+
+    `members` are indices of whole groups, or one group's index with `responses`, the part of its responses that is
+    computed here (two-pass).
+    """
+
+    members: tuple[int, ...]
+    responses: tuple[int, ...] | None = None
+
+    def tokens(self, batch: Batch) -> list[TokenGroup]:
+        if self.responses is None:
+            return [batch.groups[i] for i in self.members]
+        prompt, answers = batch.groups[self.members[0]]
+        return [(prompt, [answers[i] for i in self.responses])]
+
+
+def plan_work(batch: Batch, budget: int) -> tuple[list[Work], list[Work]]:
+    """(whole micro-batches, parts of oversized groups). The most demanding work comes first."""
+    lengths = batch.lengths
+    whole = [i for i, length in enumerate(lengths) if length <= budget]
+    parts = [
+        Work((i,), tuple(part))
+        for i, length in enumerate(lengths)
+        if length > budget
+        for part in split_group(batch.groups[i], budget)
+    ]
+    batches = plan_microbatches([lengths[i] for i in whole], budget)
+    return [Work(tuple(whole[i] for i in members)) for members in batches], parts
+
+
+def group_logps(batch: Batch, members: Sequence[int], logp_R: Tensor) -> GroupLogps:
+    """Place the log-probs of the unique responses of `members` where the objective wants them.
+
+    An anchor that was drawn twice is read twice.
+    """
+    counts = [len(batch.groups[i][1]) for i in members]
+    offsets = torch.tensor([sum(counts[:j]) for j in range(len(counts))], device=logp_R.device)
+    anchor_index, negative_index = (_rows(batch, name, members, logp_R) for name in ("anchor_index", "negative_index"))
+    return GroupLogps(
+        anchors=_take(logp_R, anchor_index, offsets),
+        ref_anchors=_rows(batch, "ref_anchors", members, logp_R).to(logp_R.dtype),
+        anchor_mask=anchor_index >= 0,
+        negatives=_take(logp_R, negative_index, offsets),
+        ref_negatives=_rows(batch, "ref_negatives", members, logp_R).to(logp_R.dtype),
+        negative_mask=negative_index >= 0,
+    )
+
+
+def token_counts(batch: Batch, members: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of every anchor [B, K] and every negative [B, N] of `members`; 0 where masked."""
+    counts = [len(batch.groups[i][1]) for i in members]
+    offsets = torch.tensor([sum(counts[:j]) for j in range(len(counts))], device=like.device)
+    lengths_R = torch.tensor(
+        [len(answer) for i in members for answer in batch.groups[i][1]], dtype=like.dtype, device=like.device
+    )
+    return (
+        _take(lengths_R, _rows(batch, "anchor_index", members, like), offsets),
+        _take(lengths_R, _rows(batch, "negative_index", members, like), offsets),
+    )
+
+
+def _rows(batch: Batch, name: str, members: Sequence[int], like: Tensor) -> Tensor:
+    return batch.tensors[name].to(like.device)[list(members)]
+
+
+def _take(values_R: Tensor, index: Tensor, offsets_B: Tensor) -> Tensor:
+    taken = values_R[(index.clamp(min=0) + offsets_B[:, None])]
+    return torch.where(index >= 0, taken, torch.zeros((), dtype=taken.dtype, device=taken.device))
