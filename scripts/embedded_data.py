@@ -1,9 +1,9 @@
-"""How src/naysay/data was made: the model answers the prompts of this repo, people read and label, the card is computed.
+"""How src/naysay/data was made: the model answers the prompts of this repo, each answer is read and labelled.
 
-    python scripts/embedded_data.py sample WORK     # WORK/candidates.jsonl: answers with their seeds
-    (read each, write WORK/*.labels: one line a prompt, its id and a letter an answer: r(ejected) a(cceptable) s(kip))
-    python scripts/embedded_data.py build WORK      # src/naysay/data/answers.jsonl
-    python scripts/embedded_data.py card            # the figures of src/naysay/data/CARD.md
+python scripts/embedded_data.py sample WORK     # WORK/candidates.jsonl: answers with their seeds
+(read each, write WORK/*.labels: one line a prompt, its id and a letter an answer: r(ejected) a(cceptable) s(kip))
+python scripts/embedded_data.py build WORK      # src/naysay/data/answers.jsonl
+python scripts/embedded_data.py card            # the figures of src/naysay/data/CARD.md
 """
 
 import argparse
@@ -139,9 +139,7 @@ def card() -> None:
     groups = [row["prompt"] for row in risky]
     model = make_pipeline(CountVectorizer(min_df=2, binary=True), LogisticRegression(max_iter=2000, C=0.3))
     answers = [row["answer"] for row in risky]
-    scores = cross_val_predict(
-        model, answers, rejected, groups=groups, cv=GroupKFold(5), method="predict_proba"
-    )[:, 1]
+    scores = cross_val_predict(model, answers, rejected, groups=groups, cv=GroupKFold(5), method="predict_proba")[:, 1]
     print(f"AUC of a bag of words (5 folds by prompt): {roc_auc_score(rejected, scores):.3f}")
 
 

@@ -33,7 +33,11 @@ def config(path, **changes):
 
 
 def trainer(path, rows, *, model=None, lora=False, dtype=torch.float32, model_seed=0, **changes):
-    keyed = {name: changes.pop(name) for name in ("reference_positive", "reference_negative", "eval_dataset") if name in changes}
+    keyed = {
+        name: changes.pop(name)
+        for name in ("reference_positive", "reference_negative", "eval_dataset")
+        if name in changes
+    }
     return D2OTrainer(
         model=model if model is not None else make_model(seed=model_seed, dtype=dtype),
         args=config(path, **changes),
@@ -146,7 +150,12 @@ def test_rows_that_do_not_fit_are_dropped_and_counted(rows):
     groups, counts = encode_rows(rows, make_tokenizer(), max_length=70)
     assert counts.rows == 6
     assert counts.groups == len(groups) < 6
-    assert counts.groups + counts.dropped.get("groups_without_negative", 0) + counts.dropped.get("groups_without_anchor", 0) == 6
+    assert (
+        counts.groups
+        + counts.dropped.get("groups_without_negative", 0)
+        + counts.dropped.get("groups_without_anchor", 0)
+        == 6
+    )
 
 
 def test_an_anchor_equal_to_a_negative_is_dropped():
@@ -175,7 +184,8 @@ def test_dropout_is_refused(tmp_path, rows):
 
 
 @pytest.mark.parametrize(
-    "values", [{"alpha": -1.0}, {"alpha": 0.0, "beta": 0.0}, {"head_chunk": 0}, {"train_sampling_strategy": "group_by_length"}]
+    "values",
+    [{"alpha": -1.0}, {"alpha": 0.0, "beta": 0.0}, {"head_chunk": 0}, {"train_sampling_strategy": "group_by_length"}],
 )
 def test_impossible_arguments_are_refused(tmp_path, values):
     with pytest.raises(ConfigError, match=next(iter(values))):

@@ -7,8 +7,9 @@ from pydantic import Field
 from naysay.config.base import Section
 
 MORAL_INSTRUCTIONS = (
-    "You are a kind and honest assistant. Answer helpfully and politely, and do not help with anything that harms people.",
-    "Give a useful answer. If the request could hurt someone, break the law or invade privacy, say so and offer a safe alternative.",
+    "You are a kind and honest assistant. Answer helpfully and politely, and never help with anything that harms people.",
+    "Give a useful answer. If the request could hurt someone, break the law or invade privacy, say so and offer a safe "
+    "alternative.",
     "Be respectful to everyone. Never insult, mock, talk down to or discriminate against a person or a group.",
     "Tell the truth. Do not help to deceive, cheat or defraud, and do not state medical or other claims that are false.",
     "Care for the safety of the user and of others. Warn about dangers and suggest a safer way.",

@@ -56,7 +56,7 @@ class DataConfig(Section):
     """Share of prompts that are scored once, at the end."""
 
     near_duplicate_threshold: float = Field(0.7, gt=0.0, le=1.0)
-    """Prompts whose 3-word shingles have at least this Jaccard similarity (MinHash estimate) go to the same split."""
+    """Prompts whose 3-word shingles have at least this Jaccard similarity (exact) go to the same split."""
 
     limit: SplitLimits = Field(default_factory=SplitLimits)
     """Use only a part of each split."""

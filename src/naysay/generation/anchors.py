@@ -14,10 +14,19 @@ from naysay.modeling.chat import decode_response, encode_prompt, with_instructio
 from naysay.records import Anchor, Prompt
 
 
-def instruction_of(instructions: Sequence[str], seed: int) -> tuple[str, str]:
-    """(id, text) of the instruction that a row with this seed is drawn under."""
-    text = instructions[seed % len(instructions)]
-    return (f"i-{digest_text(text)[:8]}" if text else "bare"), text
+ANCHORS_PER_INSTRUCTION = 4
+"""Neighbouring anchors of a prompt share an instruction, so that their prompt is computed once."""
+
+
+def instruction_of(instructions: Sequence[str], run_seed: int, prompt_id: str, index: int, round: int) -> str:
+    """The instruction that an anchor is drawn under; depends on nothing but the arguments."""
+    block_seed = row_seed(run_seed, f"{prompt_id}/instruction", index // ANCHORS_PER_INSTRUCTION, round)
+    return instructions[block_seed % len(instructions)]
+
+
+def instruction_id(text: str) -> str:
+    """Short content id of an instruction; `bare` where there is none."""
+    return f"i-{digest_text(text)[:8]}" if text else "bare"
 
 
 def draw_anchors(
@@ -39,9 +48,10 @@ def draw_anchors(
     """
     rows = [(prompt, index) for prompt in prompts for index in range(config.k)]
     seeds = [row_seed(run_seed, prompt.prompt_id, index, round) for prompt, index in rows]
+    instructions = [instruction_of(config.instructions, run_seed, p.prompt_id, index, round) for p, index in rows]
     requests = []
-    for (prompt, _), seed in zip(rows, seeds, strict=True):
-        messages = with_instruction(tokenizer, prompt.messages, instruction_of(config.instructions, seed)[1])
+    for (prompt, _), seed, instruction in zip(rows, seeds, instructions, strict=True):
+        messages = with_instruction(tokenizer, prompt.messages, instruction)
         requests.append(Request(tuple(encode_prompt(tokenizer, messages)), seed))
     room = {prompt.prompt_id: max_length - len(encode_prompt(tokenizer, prompt.messages)) for prompt in prompts}
     settings = SamplingSettings(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
@@ -58,7 +68,7 @@ def draw_anchors(
             token_logprobs=response.token_logprobs[: len(kept)],
             text=decode_response(tokenizer, kept),
             finish=response.finish if len(kept) == len(response.token_ids) else "length",
-            instruction_id=instruction_of(config.instructions, seeds[i])[0],
+            instruction_id=instruction_id(instructions[i]),
             seed=seeds[i],
             policy_digest=sampler.policy_digest,
             sampler=sampler.name,
@@ -74,10 +84,7 @@ def draw_anchors(
         description="sampling anchors",
         to_row=to_row,
     )
-    anchors = [
-        Anchor(**{**row, "token_ids": tuple(row["token_ids"]), "token_logprobs": tuple(row["token_logprobs"])})
-        for row in drawn
-    ]
+    anchors = [Anchor(**row | {name: tuple(row[name]) for name in ("token_ids", "token_logprobs")}) for row in drawn]
     plan = {
         "digest": plan_digest(requests, settings, batch_size),
         "batches": len(plan_batches(requests, batch_size)),

@@ -1,6 +1,6 @@
 """Sampling with transformers' own `generate`: batches of any prompts, one random stream a row.
 
-Legend: S rows of the batch, C candidate tokens after truncation, V vocabulary, T prompt tokens.
+Legend: S rows of the batch, U unique prompts, C candidate tokens after truncation, V vocabulary, T prompt tokens.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from naysay.generation.sampler import Request, Response, SamplingSettings
 from naysay.generation.seeds import uniforms
@@ -72,21 +72,44 @@ class HFSampler:
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request], settings: SamplingSettings) -> list[Response]:
-        """One batch, padded on the left."""
+        """One batch, padded on the left. A prompt that several requests share is computed once."""
         device = next(self.model.parameters()).device
-        longest = max(len(request.prompt_ids) for request in requests)
-        padding = [longest - len(request.prompt_ids) for request in requests]
-        ids_ST = torch.tensor(
-            [[self.pad_id] * pad + list(request.prompt_ids) for pad, request in zip(padding, requests, strict=True)],
-            device=device,
-        )
-        mask_ST = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=device)
+        prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
+        longest = max(map(len, prompts))
+        ids_UT = torch.tensor([[self.pad_id] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)
+        mask_UT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+        of_row = torch.tensor([prompts.index(request.prompt_ids) for request in requests], device=device)
+        cache = self._shared_cache(ids_UT, mask_UT, of_row) if len(prompts) < len(requests) and longest > 1 else None
         processor = InverseCdfSampling(settings, [request.seed for request in requests], longest, device)
-        sequences = self._generate(ids_ST, mask_ST, processor, settings.max_new_tokens)
+        sequences = self._generate(ids_UT[of_row], mask_UT[of_row], cache, processor, settings.max_new_tokens)
         logprobs = torch.stack(processor.logprobs, dim=1).tolist()
         return [self._cut(row[longest:], values) for row, values in zip(sequences.tolist(), logprobs, strict=True)]
 
-    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, processor: LogitsProcessor, length: int) -> torch.Tensor:
+    def _shared_cache(self, ids_UT: torch.Tensor, mask_UT: torch.Tensor, of_row: torch.Tensor) -> DynamicCache | None:
+        """Keys and values of all prompt tokens but the last, one row a request; None where the model keeps other
+        state than keys and values (then every request computes its prompt itself)."""
+        position_UT = (mask_UT.cumsum(-1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=ids_UT[:, :-1],
+            attention_mask=mask_UT[:, :-1],
+            position_ids=position_UT[:, :-1],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = getattr(output, "past_key_values", None)
+        if type(cache) is not DynamicCache:
+            return None
+        cache.batch_select_indices(of_row)
+        return cache
+
+    def _generate(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: DynamicCache | None,
+        processor: LogitsProcessor,
+        length: int,
+    ) -> torch.Tensor:
         neutral = GenerationConfig(
             do_sample=False,
             max_new_tokens=length,
@@ -102,6 +125,7 @@ class HFSampler:
                 attention_mask=mask,
                 generation_config=neutral,
                 logits_processor=LogitsProcessorList([processor]),
+                **({} if cache is None else {"past_key_values": cache}),
             )
         finally:
             self.model.generation_config = own

@@ -18,8 +18,9 @@ Row = TypeVar("Row")
 
 
 def plan_batches(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
-    """Indices of the requests, batch by batch: longest prompts first, so that the worst batch comes first."""
-    order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), requests[i].seed, i))
+    """Indices of the requests, batch by batch: longest prompts first, so that the worst batch comes first, and requests
+    that share a prompt side by side, so that it is computed once."""
+    order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 

@@ -1,0 +1,1 @@
+"""From files of rejected answers to prompts, negatives and acceptable answers, split by prompt."""

@@ -1,0 +1,1 @@
+"""Classing answers and selecting anchors."""

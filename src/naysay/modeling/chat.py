@@ -38,7 +38,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 
 def encode_response(tokenizer: Any, text: str, *, ended: bool) -> list[int]:
-    """Ids of an answer; the end-of-turn token follows where the answer ended by itself (`ended`), not where it was cut."""
+    """Ids of an answer; the end-of-turn token follows where it ended by itself (`ended`), not where it was cut off."""
     ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     return [*ids, end_of_turn_id(tokenizer)] if ended else ids
 

@@ -48,6 +48,17 @@ def enable_group_forward(model: nn.Module) -> bool:
     return lm._naysay_shared
 
 
+def token_budget(configured: int | None, device: torch.device) -> int:
+    """Tokens of one forward: what is configured, or what suits the device.
+
+    Measured on 2 cores with 135M parameters, forward and backward: 180 tokens/s at 426 and 852 tokens, 133 at 1,704,
+    75 at 3,408, because fresh memory pages cost more there than the arithmetic.
+    """
+    if configured is not None:
+        return configured
+    return 1024 if device.type == "cpu" else 16384
+
+
 def causal_lm(model: nn.Module) -> Any:
     """The transformers causal LM inside peft, DDP or FSDP wrappers.
 
@@ -129,11 +140,21 @@ def one_at_a_time_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> Tenso
 
 
 def _single_logp(lm: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> Tensor:
+    logits = _single_logits(lm, prompt, answer, device)
+    logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return logp.gather(1, torch.tensor(answer, device=device)[:, None]).sum()
+
+
+def one_at_a_time_logits(model: nn.Module, groups: Sequence[TokenGroup]) -> Tensor:
+    """[M, V] logits that predict the tokens of all answers, each answer on its own."""
+    lm = causal_lm(model)
+    device = next(lm.parameters()).device
+    return torch.cat([_single_logits(lm, prompt, answer, device) for prompt, answers in groups for answer in answers])
+
+
+def _single_logits(lm: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> Tensor:
     ids = torch.tensor([[*prompt, *answer]], device=device)
-    logits = _own_forward(lm)(input_ids=ids, use_cache=False).logits
-    predicting = logits[0, len(prompt) - 1 : -1]
-    logp = predicting.to(torch.promote_types(predicting.dtype, torch.float32)).log_softmax(-1)
-    return logp.gather(1, ids[0, len(prompt) :, None]).sum()
+    return _own_forward(lm)(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
 
 
 def _own_forward(lm: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Stage `sample`: K anchors a prompt from the frozen initial policy. Also the public `sample_anchors`."""

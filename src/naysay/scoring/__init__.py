@@ -1,0 +1,1 @@
+"""Stage `score`: scores the anchors and selects those that are trained on."""

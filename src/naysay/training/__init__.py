@@ -1,0 +1,1 @@
+"""`D2OTrainer`, `D2OConfig`, and the stage `train`."""

@@ -23,9 +23,12 @@ class D2OConfig(TrainingArguments):
     max_length: int = field(
         default=1024, metadata={"help": "Longest prompt plus answer in tokens; longer rows are dropped and counted."}
     )
-    tokens_per_microbatch: int = field(
-        default=4096,
-        metadata={"help": "Token budget of one forward and backward. A larger group is trained exactly in two passes."},
+    tokens_per_microbatch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Token budget of one forward and backward. A larger group is trained exactly in two passes. "
+            "None: 1024 on a CPU, 16384 elsewhere."
+        },
     )
     head_chunk: int = field(
         default=1024, metadata={"help": "Response tokens that meet the LM head at a time (bounds logits in memory)."}
@@ -48,8 +51,9 @@ class D2OConfig(TrainingArguments):
         if self.alpha == 0 and self.beta == 0:
             raise ConfigError("D2OConfig: alpha and beta are both 0, the loss would be constant; set one above 0")
         for name in ("max_length", "tokens_per_microbatch", "head_chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"D2OConfig.{name} is {getattr(self, name)}; expected at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"D2OConfig.{name} is {value}; expected at least 1")
         if self.train_sampling_strategy != "random":
             raise ConfigError(
                 f"D2OConfig.train_sampling_strategy is {self.train_sampling_strategy!r}; groups are drawn by naysay's "

@@ -29,7 +29,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferencePair:
-    """The two roles of method.md section 2: `negative` is r⁻ (under the anchors), `positive` is r⁺ (under negatives)."""
+    """The two roles of Eq. 3: `negative` is r⁻ (under the anchors), `positive` is r⁺ (under the negatives)."""
 
     negative: Reference
     positive: Reference

@@ -17,7 +17,7 @@ from transformers import Trainer, set_seed
 from naysay.core.groups import D2OTerms, GroupLogps
 from naysay.core.objective import d2o_loss
 from naysay.errors import InputNotFoundError, ModelError, NonFiniteLossError
-from naysay.modeling.forward import enable_group_forward, response_logps
+from naysay.modeling.forward import enable_group_forward, response_logps, token_budget
 from naysay.modeling.loading import refuse_dropout
 from naysay.training.checkpoints import check_references, last_complete, mark_complete
 from naysay.training.config import D2OConfig
@@ -86,14 +86,16 @@ class D2OTrainer(Trainer):
         train = self._encode("train", train_dataset, processing_class, args.max_length)
         evaluation = self._encode("eval", eval_dataset, processing_class, args.max_length)
         initial = Reference.of(model.to(args.device), processing_class)
-        self.references = ReferencePair(
+        references = ReferencePair(
             negative=_as_reference(reference_negative, initial, processing_class),
             positive=_as_reference(reference_positive, initial, processing_class),
         )
         datasets = [
-            None if groups is None else GroupDataset(self._add_references(groups, args, processing_class))
+            None if groups is None else GroupDataset(_add_references(groups, references, args, processing_class))
             for groups in (train, evaluation)
         ]
+        # Only the digests are kept: another model that served as a reference can be freed now.
+        self.reference_digests = references.digests
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -101,6 +103,7 @@ class D2OTrainer(Trainer):
             model = get_peft_model(model, peft_config)
         enable_group_forward(model)
         self._metrics = StepMetrics()
+        self._token_budget = token_budget(args.tokens_per_microbatch, args.device)
         super().__init__(
             model=model,
             args=args,
@@ -127,7 +130,7 @@ class D2OTrainer(Trainer):
                 )
             resume_from_checkpoint = str(found)
         if resume_from_checkpoint:
-            check_references(Path(resume_from_checkpoint), self.references.digests)
+            check_references(Path(resume_from_checkpoint), self.reference_digests)
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def training_step(
@@ -139,7 +142,7 @@ class D2OTrainer(Trainer):
         batch = Batch(token_groups(inputs), self._prepare_inputs(inputs))
         pairs = num_items_in_batch if num_items_in_batch is not None else self._get_num_items_in_batch([inputs])
         scale = self.accelerator.num_processes / pairs
-        whole, parts = plan_work(batch, self.args.tokens_per_microbatch)
+        whole, parts = plan_work(batch, self._token_budget)
         whole_count, part_count = self._most_of_all_ranks(len(whole), len(parts))
         # A rank that has less to do than another repeats a response with coefficient 0, so that all ranks run the
         # same collectives (FSDP gathers parameters in each forward).
@@ -203,7 +206,7 @@ class D2OTrainer(Trainer):
     ) -> tuple[Tensor, None, None]:
         """Mean D²O loss over the pairs of a batch of evaluation groups."""
         batch = Batch(token_groups(inputs), self._prepare_inputs(inputs))
-        whole, parts = plan_work(batch, self.args.tokens_per_microbatch)
+        whole, parts = plan_work(batch, self._token_budget)
         with torch.no_grad():
             logps = {
                 work: response_logps(model, work.tokens(batch), head_chunk=self.args.head_chunk)
@@ -245,8 +248,8 @@ class D2OTrainer(Trainer):
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
             raise NonFiniteLossError(
-                f"step {self.state.global_step + 1}: gradient norm is {float(norm)}, stopped before the optimizer step; "
-                "lower the learning rate, or use float32"
+                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}, stopped before the optimizer "
+                "step; lower the learning rate, or use float32"
             )
         return norm
 
@@ -254,26 +257,13 @@ class D2OTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            mark_complete(folder, self.references.digests)
+            mark_complete(folder, self.reference_digests)
 
     def _encode(self, name: str, rows: Rows | None, tokenizer: Any, max_length: int) -> list[EncodedGroup] | None:
         if rows is None:
             return None
         groups, self.encoding_counts[name] = encode_rows(rows, tokenizer, max_length=max_length)
         return groups
-
-    def _add_references(self, groups: list[EncodedGroup], args: D2OConfig, tokenizer: Any) -> list[EncodedGroup]:
-        return add_reference_logps(
-            groups,
-            self.references,
-            tokenizer,
-            cache_root=Path(args.reference_cache_dir or Path(args.output_dir) / "reference_cache"),
-            tokens_per_microbatch=args.tokens_per_microbatch,
-            head_chunk=args.head_chunk,
-            rank=args.process_index,
-            world_size=args.world_size,
-            barrier=_barrier,
-        )
 
     def _most_of_all_ranks(self, *counts: int) -> list[int]:
         if self.accelerator.num_processes == 1:
@@ -311,6 +301,22 @@ class D2OTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the loss is not finite in group(s) {ids}; stopped before the "
                 "optimizer step; look at these rows, lower the learning rate, or use float32"
             )
+
+
+def _add_references(
+    groups: list[EncodedGroup], references: ReferencePair, args: D2OConfig, tokenizer: Any
+) -> list[EncodedGroup]:
+    return add_reference_logps(
+        groups,
+        references,
+        tokenizer,
+        cache_root=Path(args.reference_cache_dir or Path(args.output_dir) / "reference_cache"),
+        tokens_per_microbatch=token_budget(args.tokens_per_microbatch, args.device),
+        head_chunk=args.head_chunk,
+        rank=args.process_index,
+        world_size=args.world_size,
+        barrier=_barrier,
+    )
 
 
 def _as_reference(given: nn.Module | Reference | None, initial: Reference, tokenizer: Any) -> Reference:

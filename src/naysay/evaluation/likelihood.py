@@ -1,0 +1,128 @@
+"""What log-probs of given answers say: did the rejected ones fall, and the acceptable ones of the same source not?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from naysay.core.prefix import TokenGroup
+from naysay.statistics.estimate import Estimate
+from naysay.statistics.intervals import wilson
+from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean, paired_proportion_change
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probs of one answer (sums, nats) before and after training, and its number of tokens."""
+
+    base: float
+    tuned: float
+    tokens: int
+
+    @property
+    def log_ratio(self) -> float:
+        return self.tuned - self.base
+
+    @property
+    def change_per_token(self) -> float:
+        return self.log_ratio / self.tokens
+
+
+@dataclass(frozen=True)
+class HeldoutGroup:
+    """A held-out prompt: its anchors, negatives and acceptable answers, scored; reference log-probs for the margin."""
+
+    prompt_id: str
+    anchors: Sequence[Scores]
+    negatives: Sequence[Scores]
+    acceptable: Sequence[Scores]
+    ref_anchors: Sequence[float]
+    ref_negatives: Sequence[float]
+
+    def margins(self, *, alpha: float, beta: float) -> list[float]:
+        """Margin (nats) of each pair under the tuned policy, as in training."""
+        anchors = sum(s.tuned - r for s, r in zip(self.anchors, self.ref_anchors, strict=True)) / len(self.anchors)
+        return [beta * anchors - alpha * (s.tuned - r) for s, r in zip(self.negatives, self.ref_negatives, strict=True)]
+
+
+def heldout_metrics(
+    groups: Sequence[HeldoutGroup], *, alpha: float, beta: float, samples: int, seed: int
+) -> dict[str, Estimate]:
+    """Estimates over prompts; where a prompt has several answers they are clustered.
+
+    `separation` is the change of log-prob per token of acceptable minus rejected answers of the same prompt, on
+    prompts that have both: above 0 = acceptable answers gained on rejected ones.
+    """
+
+    def over(values: dict[str, list[float]]) -> Estimate:
+        flat = [(key, value) for key, items in values.items() for value in items]
+        return bootstrap_mean([value for _, value in flat], [key for key, _ in flat], samples=samples, seed=seed)
+
+    def per_token(kind: str) -> Estimate:
+        scored = [(g.prompt_id, s) for g in groups for s in getattr(g, kind)]
+        return bootstrap_ratio_mean(
+            [s.log_ratio for _, s in scored],
+            [s.tokens for _, s in scored],
+            [prompt for prompt, _ in scored],
+            samples=samples,
+            seed=seed,
+        )
+
+    with_anchor = [g for g in groups if g.anchors and g.negatives]
+    both = [g for g in groups if g.negatives and g.acceptable]
+    return {
+        "margin": over({g.prompt_id: g.margins(alpha=alpha, beta=beta) for g in with_anchor}),
+        "negative_log_ratio": over({g.prompt_id: [s.log_ratio for s in g.negatives] for g in groups}),
+        "negative_log_ratio_per_token": per_token("negatives"),
+        "anchor_log_ratio_per_token": per_token("anchors"),
+        "acceptable_log_ratio_per_token": per_token("acceptable"),
+        "separation": over({g.prompt_id: [_separation(g)] for g in both}),
+        **_pair_metrics(both),
+    }
+
+
+def _separation(group: HeldoutGroup) -> float:
+    gained, lost = (
+        sum(s.change_per_token for s in answers) / len(answers) for answers in (group.acceptable, group.negatives)
+    )
+    return gained - lost
+
+
+def _pair_metrics(groups: Sequence[HeldoutGroup]) -> dict[str, Estimate]:
+    """Pairs (acceptable, rejected) of the same prompt: ranked right by log-prob per token before and after, and
+    `implicit_pair_accuracy`: the acceptable answer gained more per token than the rejected one."""
+    pairs = [(g.prompt_id, a, n) for g in groups for a in g.acceptable for n in g.negatives]
+    before = [a.base / a.tokens > n.base / n.tokens for _, a, n in pairs]
+    after = [a.tuned / a.tokens > n.tuned / n.tokens for _, a, n in pairs]
+    gained = [a.change_per_token > n.change_per_token for _, a, n in pairs]
+    clusters = [prompt for prompt, _, _ in pairs]
+    return {
+        "pair_accuracy_base": _share(before, clusters),
+        "pair_accuracy_tuned": _share(after, clusters),
+        "pair_accuracy_change": paired_proportion_change(before, after, clusters),
+        "implicit_pair_accuracy": _share(gained, clusters),
+    }
+
+
+def _share(hits: Sequence[bool], clusters: Sequence[str]) -> Estimate:
+    """A share of pairs: Wilson where every prompt gives one pair, else a bootstrap over prompts."""
+    if len(set(clusters)) == len(clusters):
+        return wilson(sum(hits), len(hits))
+    return bootstrap_mean([float(hit) for hit in hits], clusters)
+
+
+def nats_per_token(answers: Sequence[tuple[str, Scores]], *, samples: int, seed: int) -> dict[str, Estimate]:
+    """−log-prob per token of given answers before, after, and the paired change (above 0 = less likely now)."""
+    tokens, clusters = [s.tokens for _, s in answers], [prompt for prompt, _ in answers]
+
+    def mean(values: Sequence[float]) -> Estimate:
+        return bootstrap_ratio_mean(values, tokens, clusters, samples=samples, seed=seed)
+
+    return {
+        "nats_per_token_base": mean([-s.base for _, s in answers]),
+        "nats_per_token_tuned": mean([-s.tuned for _, s in answers]),
+        "nats_per_token_change": mean([-s.log_ratio for _, s in answers]),
+    }
+
+
+def group_of(prompt_ids: Sequence[int], *answers: Sequence[Sequence[int]]) -> TokenGroup:
+    """One group of all answers of a prompt, duplicates once."""
+    return list(prompt_ids), list(dict.fromkeys(tuple(ids) for kind in answers for ids in kind))

@@ -1,0 +1,317 @@
+"""Stage `evaluate`: held-out likelihoods, benign retention, KL both ways, generations before and after."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.artifacts.store import read_jsonl, read_records, write_json, write_records
+from naysay.config.run import RunConfig
+from naysay.core.prefix import TokenGroup
+from naysay.errors import RunDirectoryError
+from naysay.evaluation.generations import generate_both, outcome_metrics
+from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token
+from naysay.modeling.adapters import INITIAL, BaseAndTuned, load_reference
+from naysay.modeling.chat import encode_prompt, encode_response
+from naysay.modeling.digests import policy_digest
+from naysay.modeling.divergence import kl_divergence
+from naysay.modeling.forward import token_budget
+from naysay.modeling.loading import load_tokenizer, pick_device, resolve
+from naysay.modeling.reference import score_groups
+from naysay.records import Acceptable, Anchor, Generation, Negative, Prompt, Selection
+from naysay.statistics.estimate import Estimate
+from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean
+
+VERSION = 1
+TRAINED_GROUPS = "groups.jsonl"
+Answers = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A prompt with the token ids of its answers of each kind."""
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    anchors: Answers
+    negatives: Answers
+    acceptable: Answers
+
+    @property
+    def tokens(self) -> TokenGroup:
+        return group_of(self.prompt_ids, self.anchors, self.negatives, self.acceptable)
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    evaluation = config.evaluation.model_dump(mode="json")
+    evaluation.pop("kl_bound")
+    return {
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "evaluation": evaluation,
+        "sampling": config.sampling.model_dump(mode="json"),
+        "references": config.references.model_dump(mode="json"),
+        "alpha": config.training.alpha,
+        "beta": config.training.beta,
+        "method": config.training.method,
+    }
+
+
+def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
+    names = ("prompts", "negatives", "acceptable", "anchors", "selection")
+    weights = (
+        {"adapter": run.adapter / "adapter_model.safetensors"}
+        if config.training.method == "lora"
+        else {f"model/{path.name}": path for path in sorted(run.model.glob("*.safetensors"))}
+    )
+    return {
+        **{name: getattr(run, name) for name in names},
+        **weights,
+        "groups": run.train / TRAINED_GROUPS,
+        "model": resolve(config.model.name, config.model.revision),
+    }
+
+
+def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
+    return [run.evaluation, run.generations]
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Measure, and write evaluation.json and generations.jsonl.
+
+    Raises:
+        RunDirectoryError: the split has no prompt with a rejected answer.
+    """
+    tokenizer = load_tokenizer(config.model)
+    full = config.training.method == "full"
+    policies = BaseAndTuned.load(config.model, adapter=None if full else run.adapter, full=run.model if full else None)
+    with policies.base() as model:
+        digests = {"base": policy_digest(model, tokenizer)}
+    digests["tuned"] = _tuned_digest(policies, tokenizer)
+    cases = _cases(config, run, tokenizer)
+    heldout = [case for case in cases if case.prompt.split != "benign"]
+    benign = [case for case in cases if case.prompt.split == "benign"]
+    if not heldout:
+        raise RunDirectoryError(
+            f"{run.path}: the {config.evaluation.split} split has no prompt with a rejected answer; "
+            f"raise data.{config.evaluation.split}_fraction or give more rows"
+        )
+    scores = _Scorer(config, run, tokenizer, policies, digests)
+    samples, seed = config.evaluation.bootstrap_samples, config.seed
+    generations = generate_both(
+        policies, digests, tokenizer, _asked(heldout, benign, config), config, run.generation_parts
+    )
+    write_records(run.generations, generations)
+    result = {
+        "split": config.evaluation.split,
+        "policy": {"base_digest": digests["base"], "tuned_digest": digests["tuned"]},
+        "heldout": heldout_metrics(
+            scores.heldout(heldout), alpha=config.training.alpha, beta=config.training.beta, samples=samples, seed=seed
+        ),
+        "benign": nats_per_token(scores.acceptable(benign), samples=samples, seed=seed),
+        "kl": _kl_metrics(policies, generations, tokenizer, {c.prompt.prompt_id: c.prompt_ids for c in benign}, config),
+        "generations": outcome_metrics(generations),
+        "style_gap": _style_gap(run, samples, seed),
+    }
+    write_json(run.evaluation, _plain(result))
+    return _counts(heldout, benign, generations)
+
+
+def _tuned_digest(policies: BaseAndTuned, tokenizer: Any) -> str:
+    with policies.tuned() as model:
+        return policy_digest(model, tokenizer)
+
+
+class _Scorer:
+    """Scores answers under the base, the tuned policy and the references, through the cache."""
+
+    def __init__(
+        self, config: RunConfig, run: RunDirectory, tokenizer: Any, policies: BaseAndTuned, digests: Mapping[str, str]
+    ):
+        self.config, self.run, self.tokenizer, self.policies, self.digests = config, run, tokenizer, policies, digests
+
+    def heldout(self, cases: Sequence[_Case]) -> list[HeldoutGroup]:
+        base, tuned = self._both(cases)
+        minus, plus = (self._reference(role, cases, base) for role in ("negative", "positive"))
+
+        def scored(answers: Answers, before: Mapping, after: Mapping) -> list[Scores]:
+            return [Scores(before[tuple(ids)], after[tuple(ids)], len(ids)) for ids in answers]
+
+        return [
+            HeldoutGroup(
+                prompt_id=case.prompt.prompt_id,
+                anchors=scored(case.anchors, before, after),
+                negatives=scored(case.negatives, before, after),
+                acceptable=scored(case.acceptable, before, after),
+                ref_anchors=[m[tuple(ids)] for ids in case.anchors],
+                ref_negatives=[p[tuple(ids)] for ids in case.negatives],
+            )
+            for case, before, after, m, p in zip(cases, base, tuned, minus, plus, strict=True)
+        ]
+
+    def acceptable(self, cases: Sequence[_Case]) -> list[tuple[str, Scores]]:
+        base, tuned = self._both(cases)
+        return [
+            (case.prompt.prompt_id, Scores(before[tuple(ids)], after[tuple(ids)], len(ids)))
+            for case, before, after in zip(cases, base, tuned, strict=True)
+            for ids in case.acceptable
+        ]
+
+    def _both(self, cases: Sequence[_Case]) -> tuple[list[dict], list[dict]]:
+        with self.policies.base() as model:
+            base = self._score(model, cases, self.digests["base"], "scoring the base model")
+        with self.policies.tuned() as model:
+            tuned = self._score(model, cases, self.digests["tuned"], "scoring the tuned model")
+        return base, tuned
+
+    def _reference(self, role: str, cases: Sequence[_Case], base: list[dict]) -> list[dict]:
+        name = getattr(self.config.references, role)
+        if name == INITIAL:
+            return base
+        with self.policies.base() as initial:
+            model = load_reference(name, self.config.model, initial)
+        return self._score(model, cases, policy_digest(model, self.tokenizer), f"scoring the {role} reference")
+
+    def _score(self, model: Any, cases: Sequence[_Case], digest: str, description: str) -> list[dict]:
+        groups = [case.tokens for case in cases]
+        scored = score_groups(
+            model,
+            self.tokenizer,
+            groups,
+            cache_root=self.run.reference_cache,
+            tokens_per_microbatch=token_budget(self.config.training.tokens_per_microbatch, model.device),
+            head_chunk=self.config.training.head_chunk,
+            description=description,
+            digest=digest,
+        )
+        return [
+            dict(zip(answers, values.logps, strict=True)) for (_, answers), values in zip(groups, scored, strict=True)
+        ]
+
+
+def _cases(config: RunConfig, run: RunDirectory, tokenizer: Any) -> list[_Case]:
+    anchors = {anchor.anchor_id: anchor for anchor in read_records(run.anchors, Anchor)}
+    kept = {selection.prompt_id: selection.kept for selection in read_records(run.selection, Selection)}
+    negatives = _by_prompt(read_records(run.negatives, Negative), tokenizer)
+    acceptable = _by_prompt(read_records(run.acceptable, Acceptable), tokenizer)
+    cases = []
+    for prompt in read_records(run.prompts, Prompt):
+        if prompt.split not in {config.evaluation.split, "benign"}:
+            continue
+        case = _Case(
+            prompt=prompt,
+            prompt_ids=encode_prompt(tokenizer, prompt.messages),
+            anchors=[anchors[anchor_id].token_ids for anchor_id in kept.get(prompt.prompt_id, ())],
+            negatives=negatives.get(prompt.prompt_id, []),
+            acceptable=acceptable.get(prompt.prompt_id, []),
+        )
+        if prompt.split == "benign" or case.negatives:
+            cases.append(case)
+    return cases
+
+
+def _by_prompt(answers: Sequence[Negative | Acceptable], tokenizer: Any) -> dict[str, list[list[int]]]:
+    found: dict[str, list[list[int]]] = {}
+    for answer in answers:
+        ids = encode_response(tokenizer, answer.text, ended=answer.finish == "stop")
+        found.setdefault(answer.prompt_id, []).append(ids)
+    return found
+
+
+def _asked(heldout: Sequence[_Case], benign: Sequence[_Case], config: RunConfig) -> list[Prompt]:
+    """The prompts that are answered before and after: as many look-alikes as other benign ones, where there are."""
+    lookalikes = [case.prompt for case in benign if case.prompt.kind == "lookalike"]
+    others = [case.prompt for case in benign if case.prompt.kind != "lookalike"]
+    count = config.evaluation.benign_generations
+    half = max(count // 2, count - len(others))
+    chosen = lookalikes[:half]
+    return [
+        *[case.prompt for case in heldout][: config.evaluation.heldout_generations],
+        *chosen,
+        *others[: count - len(chosen)],
+    ]
+
+
+def _kl_metrics(
+    policies: BaseAndTuned,
+    generations: Sequence[Generation],
+    tokenizer: Any,
+    benign_ids: Mapping[str, list[int]],
+    config: RunConfig,
+) -> dict[str, Estimate]:
+    """KL to base both ways on benign prompts, each on the generations of its first policy, and their sum (Jeffrey)."""
+    results: dict[str, dict[str, tuple[float, int]]] = {}
+    for name, of, p, q in (
+        ("base_to_tuned", "base", policies.base, policies.tuned),
+        ("tuned_to_base", "tuned", policies.tuned, policies.base),
+    ):
+        chosen = [g for g in generations if g.model == of and g.prompt_id in benign_ids]
+        groups = [(benign_ids[g.prompt_id], [g.token_ids]) for g in chosen]
+        values = kl_divergence(
+            p,
+            q,
+            groups,
+            tokens_per_microbatch=token_budget(config.training.tokens_per_microbatch, pick_device(config.model.device)),
+            head_chunk=config.training.head_chunk,
+            description=f"KL {name.replace('_', ' ')}",
+        )
+        results[name] = {g.prompt_id: value for g, value in zip(chosen, values, strict=True)}
+    samples, seed = config.evaluation.bootstrap_samples, config.seed
+    estimates = {
+        name: bootstrap_ratio_mean(
+            [v for v, _ in values.values()], [n for _, n in values.values()], samples=samples, seed=seed
+        )
+        for name, values in results.items()
+    }
+    return {**estimates, "jeffrey": _jeffrey(results, samples, seed)}
+
+
+def _jeffrey(results: Mapping[str, Mapping[str, tuple[float, int]]], samples: int, seed: int) -> Estimate:
+    """Sum of the two mean KLs; the interval from each prompt's contribution to both means (same prompts)."""
+    prompts = list(results["base_to_tuned"])
+    if not prompts:
+        return bootstrap_mean([])
+    contributions = np.zeros(len(prompts))
+    for values in results.values():
+        sums, tokens = (np.array([values[prompt][i] for prompt in prompts], dtype=float) for i in (0, 1))
+        # Linearised ratio: mean + influence, so that the average over prompts is the token-weighted mean itself.
+        ratio = sums.sum() / tokens.sum()
+        contributions += ratio + (sums - ratio * tokens) / tokens.mean()
+    return bootstrap_mean(contributions, samples=samples, seed=seed)
+
+
+def _style_gap(run: RunDirectory, samples: int, seed: int) -> Estimate:
+    """Nats/token of the training negatives minus that of the anchors under the references (method.md section 10).
+
+    Paired by prompt. Large = the negatives come from elsewhere, and training may learn their style.
+    """
+    rows = list(read_jsonl(run.train / TRAINED_GROUPS))
+    gaps = [
+        -row["negative_ref_logp"] / row["negative_tokens"] + row["anchor_ref_logp"] / row["anchor_tokens"]
+        for row in rows
+    ]
+    return bootstrap_mean(gaps, samples=samples, seed=seed)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return value.as_dict()
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _counts(heldout: Sequence[_Case], benign: Sequence[_Case], generations: Sequence[Generation]) -> dict[str, Any]:
+    return {
+        "heldout": {
+            "prompts": len(heldout),
+            "negatives": sum(len(case.negatives) for case in heldout),
+            "acceptable": sum(len(case.acceptable) for case in heldout),
+            "prompts_with_both": sum(bool(case.negatives and case.acceptable) for case in heldout),
+            "anchors": sum(len(case.anchors) for case in heldout),
+        },
+        "benign": {"prompts": len(benign), "acceptable": sum(len(case.acceptable) for case in benign)},
+        "generations": dict(Counter(generation.model for generation in generations)),
+    }

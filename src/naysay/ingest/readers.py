@@ -1,0 +1,187 @@
+"""Files -> numbered raw rows, one at a time: JSON lines, a JSON list, CSV, Parquet.
+
+What makes a whole file unusable (missing, a folder, empty, not UTF-8, corrupt) is an error here; what makes one row
+unreadable is handed on as that row's problem.
+"""
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from naysay.errors import DataError, InputNotFoundError
+
+EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+_BOM = b"\xef\xbb\xbf"
+_BATCH_ROWS = 1024
+# csv's default of 128 KiB a field is below what a long conversation needs; a C long on Windows holds no more than this.
+_LONGEST_CSV_FIELD = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as it stands in the file. `problem` says why it could not be read; `value` is then the text found.
+
+    `line` counts from 1: the physical line of JSON lines and CSV (header included), the item of a JSON list or Parquet.
+    """
+
+    line: int
+    value: Any
+    problem: str = ""
+
+
+class RowReader:
+    """Iterate over the rows of a file; can be iterated more than once.
+
+    Raises (on construction):
+        InputNotFoundError: there is no such file.
+        DataError: a folder, an empty file, or an extension that is not read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.exists():
+            raise InputNotFoundError(f"{path}: no such file; check the path (data.path, data.benign)")
+        if path.is_dir():
+            raise DataError(f"{path}: expected a file, found a folder; name one file ({', '.join(EXTENSIONS)})")
+        suffix = next((item for item in EXTENSIONS if path.name.lower().endswith(item)), "")
+        if not suffix:
+            raise DataError(f"{path}: unknown extension {path.suffix!r}; convert it to one of {', '.join(EXTENSIONS)}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty; expected one row for each rejected answer")
+        self._suffix = suffix
+        self.fraction = 0.0
+        """Share of the file that the iteration in progress has read, for a progress bar."""
+
+    @property
+    def is_text_table(self) -> bool:
+        """Every value is text (CSV), so lists, numbers and labels arrive as text, and a missing value as ""."""
+        return self._suffix == ".csv"
+
+    def __iter__(self) -> Iterator[RawRow]:
+        self.fraction = 0.0
+        with _explain_unreadable(self.path):
+            match self._suffix:
+                case ".csv":
+                    yield from self._csv()
+                case ".parquet":
+                    yield from self._parquet()
+                case ".json":
+                    yield from self._json()
+                case _:
+                    yield from self._json_lines()
+
+    def _json_lines(self) -> Iterator[RawRow]:
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            stream: IO[bytes] = gzip.GzipFile(fileobj=file) if self._suffix.endswith(".gz") else file  # pyright: ignore[reportAssignmentType]  # a GzipFile is a binary stream in all but name
+            for line, data in enumerate(stream, 1):
+                if line == 1:
+                    data = data.removeprefix(_BOM)
+                if not data.strip():
+                    continue
+                self.fraction = file.tell() / size
+                yield _json_row(self.path, line, data)
+
+    def _json(self) -> Iterator[RawRow]:
+        data = self.path.read_bytes().removeprefix(_BOM)
+        try:
+            items = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            _decode(self.path, data, line=None)
+            raise DataError(
+                f"{self.path}: not valid JSON ({error}); if it holds one object a line, rename it to .jsonl"
+            ) from error
+        if not isinstance(items, list):
+            raise DataError(f"{self.path}: expected a JSON list of objects, found {json_type(items)}; write a list")
+        for number, item in enumerate(items, 1):
+            self.fraction = number / len(items)
+            yield RawRow(number, item)
+
+    def _csv(self) -> Iterator[RawRow]:
+        csv.field_size_limit(_LONGEST_CSV_FIELD)
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            # strict: a quote that is never closed would otherwise swallow the rest of the file without a word.
+            rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+            try:
+                header = next(rows, [])
+            except csv.Error as error:
+                raise DataError(f"{self.path}:1: the header is not valid CSV ({error}); fix its quotes") from error
+            repeated = sorted({name for name in header if header.count(name) > 1})
+            if repeated:
+                raise DataError(f"{self.path}:1: column {repeated[0]!r} occurs more than once; rename one of them")
+            while True:
+                line = rows.line_num + 1
+                try:
+                    cells = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield RawRow(line, "", f"not valid CSV ({error})")
+                    continue
+                self.fraction = file.tell() / size
+                if not cells:
+                    continue
+                if len(cells) == len(header):
+                    yield RawRow(line, dict(zip(header, cells, strict=True)))
+                else:
+                    yield RawRow(line, cells, f"the header has {len(header)} fields, this row {len(cells)}")
+
+    def _parquet(self) -> Iterator[RawRow]:
+        with pq.ParquetFile(self.path) as file:
+            line = 0
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    line += 1
+                    self.fraction = line / file.metadata.num_rows
+                    yield RawRow(line, row)
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls the type of a value: for messages that a user reads."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _json_row(path: Path, line: int, data: bytes) -> RawRow:
+    try:
+        return RawRow(line, orjson.loads(data))
+    except orjson.JSONDecodeError as error:
+        return RawRow(line, _decode(path, data, line).rstrip("\r\n"), f"not valid JSON ({error})")
+
+
+def _decode(path: Path, data: bytes, line: int | None) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = path if line is None else f"{path}:{line}"
+        raise DataError(f"{where}: not UTF-8 ({error.reason}); convert it: {_CONVERT}") from error
+
+
+_CONVERT = "iconv -f THE_FILES_ENCODING -t UTF-8 IN > OUT"
+
+
+@contextmanager
+def _explain_unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error}); download or compress it again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason}); convert it: {_CONVERT}") from error
+    except pa.ArrowException as error:
+        reason = str(error).replace("\n", " ")
+        raise DataError(f"{path}: not a Parquet file that can be read ({reason}); write it again") from error
+    except OSError as error:
+        reason = str(error).replace("\n", " ")
+        raise DataError(f"{path}: cannot be read ({reason}); check its permissions and that it is whole") from error

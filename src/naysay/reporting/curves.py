@@ -1,0 +1,139 @@
+"""Training curves as inline SVG that takes its colours from the page, so that it follows dark mode."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+MetricRow = Mapping[str, Any]
+
+# Stand-ins that the page's style sheet colours: matplotlib can only write fixed ones.
+_INK, _GRID = "#010203", "#010204"
+_SERIES = ("#010205", "#010206")
+_VARIABLES = {_INK: "var(--ink-2)", _GRID: "var(--line)", _SERIES[0]: "var(--series-1)", _SERIES[1]: "var(--series-2)"}
+_SETTINGS: Any = {
+    "svg.hashsalt": "naysay",
+    "svg.fonttype": "none",
+    "font.size": 10.0,
+    "axes.unicode_minus": False,
+    "axes.formatter.useoffset": False,
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One drawing: title, sentence below it, text for those who cannot see it, and the SVG."""
+
+    title: str
+    caption: str
+    alternative: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    name: str
+    title: str
+    series: tuple[tuple[str, str], ...]  # metric, label
+    unit: str
+    caption: str
+    reference: float | None = None
+
+
+_PLANS = (
+    _Plan(
+        "loss", "Loss", (("loss", "loss"),), "loss", "Starts at log 2 = 0.693 (dashed); lower is better.", math.log(2)
+    ),
+    _Plan(
+        "margin",
+        "Margin",
+        (("margin", "margin"),),
+        "nats",
+        "beta times the anchors' log-ratio minus alpha times the negatives', on the training batch; starts at 0.",
+        0.0,
+    ),
+    _Plan(
+        "ratios",
+        "Log-ratios, anchors and negatives apart",
+        (("anchor_log_ratio_per_token", "anchors"), ("negative_log_ratio_per_token", "negatives")),
+        "nats/token",
+        "Both may fall: probability also goes to texts that are neither. What matters is the gap between them, and "
+        "that the anchors stay near 0.",
+        0.0,
+    ),
+    _Plan(
+        "gradient",
+        "Gradient norm",
+        (("grad_norm", "gradient norm"),),
+        "norm before clipping",
+        "Spikes are a sign of a learning rate that is too high.",
+    ),
+)
+
+
+def training_curves(rows: Sequence[MetricRow]) -> list[Curve]:
+    """Draw the curves of train/metrics.jsonl (one row a step); a metric that no row has is left out."""
+    return [_draw(plan, rows) for plan in _PLANS if any(_values(rows, metric) for metric, _ in plan.series)]
+
+
+def _values(rows: Sequence[MetricRow], metric: str) -> list[tuple[float, float]]:
+    return [(float(row["step"]), float(row[metric])) for row in rows if row.get(metric) is not None]
+
+
+def _draw(plan: _Plan, rows: Sequence[MetricRow]) -> Curve:
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(4.7, 2.7), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        spoken = []
+        for index, (metric, label) in enumerate(plan.series):
+            points = _values(rows, metric)
+            marker = "o" if len(points) < 40 else ""
+            line = ("-", "--")[index]
+            x, y = [step for step, _ in points], [value for _, value in points]
+            axes.plot(x, y, line, marker=marker, markersize=3, linewidth=1.8, color=_SERIES[index], label=label)
+            if points:
+                spoken.append(f"{label} from {y[0]:.3f} at step {x[0]:.0f} to {y[-1]:.3f} at step {x[-1]:.0f}")
+        _style(axes, plan)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
+    return Curve(plan.title, plan.caption, f"{plan.title}: {'; '.join(spoken)}.", _inline(stream.getvalue(), plan.name))
+
+
+def _style(axes: Axes, plan: _Plan) -> None:
+    if plan.reference is not None:
+        axes.axhline(plan.reference, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_xlabel("optimizer step", color=_INK)
+    axes.set_ylabel(plan.unit, color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.grid(visible=True, axis="y", color=_GRID, linewidth=0.8)
+    axes.tick_params(colors=_INK, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+    if len(plan.series) > 1:
+        axes.legend(frameon=False, labelcolor=_INK, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0)
+
+
+def _inline(svg: str, name: str) -> str:
+    """Make an SVG file a part of an HTML page: no prolog, no metadata, no global style, ids that are its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(?::\w+)?="[^"]*"| version="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r' width="[^"]*pt"| height="[^"]*pt"', "", svg, count=2)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", svg)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()

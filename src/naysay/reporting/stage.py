@@ -1,0 +1,87 @@
+"""The last stage: report.html for people and summary.json for programs, from what the other stages left."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from naysay.artifacts.manifest import Manifest
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.artifacts.store import read_json, read_jsonl, read_records, write_json, write_text
+from naysay.config.run import RunConfig
+from naysay.config.stages import STAGES
+from naysay.errors import RunDirectoryError
+from naysay.records import Generation
+from naysay.reporting.page import render
+from naysay.reporting.summary import summarise
+from naysay.reporting.verdict import decide
+
+VERSION = 1
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """The bound that the verdict compares the KL with, and what the title says."""
+    title, subtitle = _titles(config)
+    return {"kl_bound": config.evaluation.kl_bound, "title": title, "subtitle": subtitle}
+
+
+def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
+    """The evaluation, the metrics, the generations, the config, and the manifests of the stages before."""
+    files = {"evaluation": run.evaluation, "metrics": run.metrics, "generations": run.generations, "config": run.config}
+    manifests = {f"manifest of {stage}": run.manifest_path(stage) for stage in STAGES if stage != "report"}
+    return {**files, **{name: path for name, path in manifests.items() if path.exists()}}
+
+
+def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
+    return [run.report, run.summary]
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Write report.html and summary.json.
+
+    Returns:
+        Counts: training steps, generations, and stages that the report shows.
+
+    Raises:
+        RunDirectoryError: a file of an earlier stage is missing or broken.
+    """
+    for path in (run.evaluation, run.config):
+        if not path.exists():
+            raise RunDirectoryError(f"{path}: expected this file, found none; run `naysay evaluate` on this run first")
+    evaluation, kl_bound = read_json(run.evaluation), config.evaluation.kl_bound
+    metrics = list(read_jsonl(run.metrics))
+    generations = read_records(run.generations, Generation)
+    manifests = _manifests(run)
+    version = metadata.version("naysay")
+    verdict = decide(evaluation, kl_bound)
+    title, subtitle = _titles(config)
+    page = render(
+        title=title,
+        subtitle=subtitle,
+        verdict=verdict,
+        evaluation=evaluation,
+        kl_bound=kl_bound,
+        metrics=metrics,
+        generations=generations,
+        manifests=manifests,
+        config_yaml=run.config.read_text(encoding="utf-8"),
+        version=version,
+    )
+    write_text(run.report, page)
+    write_json(run.summary, summarise(evaluation, metrics, manifests, verdict, kl_bound, version))
+    return {"training_steps": len(metrics), "generations": len(generations), "stages": len(manifests)}
+
+
+def _manifests(run: RunDirectory) -> list[Manifest]:
+    """Of the stages before this one, in their order; one that never ran has none."""
+    found = [run.manifest(stage) for stage in STAGES if stage != "report"]
+    return [manifest for manifest in found if manifest is not None]
+
+
+def _titles(config: RunConfig) -> tuple[str, str]:
+    training = config.training
+    subtitle = (
+        f"aligned from the rejected answers in {config.data.path}; K = {config.anchors.k} anchors, alpha = "
+        f"{training.alpha:g}, beta = {training.beta:g}, {'LoRA' if training.method == 'lora' else 'all weights'}, "
+        f"learning rate {training.learning_rate:g}, seed {config.seed}"
+    )
+    return config.model.name, subtitle

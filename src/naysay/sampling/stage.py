@@ -1,0 +1,86 @@
+"""Stage `sample`: draws K anchors for every prompt that has a negative, in the training and the evaluated split."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.artifacts.store import read_records, write_records
+from naysay.config.run import RunConfig
+from naysay.errors import DataError
+from naysay.generation.anchors import draw_anchors
+from naysay.generation.hf import HFSampler
+from naysay.modeling.digests import policy_digest
+from naysay.modeling.loading import load_model, load_tokenizer, resolve
+from naysay.records import Anchor, Negative, Prompt
+
+VERSION = 1
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    anchors = config.anchors.model_dump(mode="json")
+    anchors.pop("filters")
+    return {
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "anchors": anchors,
+        "sampling": config.sampling.model_dump(mode="json"),
+        "evaluation.split": config.evaluation.split,
+    }
+
+
+def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
+    return {
+        "prompts": run.prompts,
+        "negatives": run.negatives,
+        "model": resolve(config.model.name, config.model.revision),
+    }
+
+
+def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
+    return [run.anchors]
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Draw the anchors, batch by batch; batches that a killed run left are read, not drawn again.
+
+    Raises:
+        DataError: no prompt has a negative.
+    """
+    rejected = {negative.prompt_id for negative in read_records(run.negatives, Negative)}
+    splits = {"train", config.evaluation.split}
+    prompts = [
+        prompt
+        for prompt in read_records(run.prompts, Prompt)
+        if prompt.split in splits and prompt.prompt_id in rejected
+    ]
+    if not prompts:
+        raise DataError(f"{run.prompts}: no prompt with a rejected answer to sample for; check the input file")
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model)
+    sampler = HFSampler(model, tokenizer, policy_digest(model, tokenizer))
+    anchors, plan = draw_anchors(
+        sampler,
+        tokenizer,
+        prompts,
+        config.anchors,
+        run_seed=config.seed,
+        batch_size=config.sampling.batch_size,
+        parts=run.sampling_parts,
+        max_length=config.model.max_length,
+    )
+    write_records(run.anchors, anchors)
+    return _counts(prompts, anchors) | {"batch_plan": plan}
+
+
+def _counts(prompts: Sequence[Prompt], anchors: Sequence[Anchor]) -> dict[str, Any]:
+    texts = {(anchor.prompt_id, anchor.token_ids) for anchor in anchors}
+    return {
+        "prompts": dict(Counter(prompt.split for prompt in prompts)),
+        "anchors": len(anchors),
+        "duplicates": len(anchors) - len(texts),
+        "tokens": sum(len(anchor.token_ids) for anchor in anchors),
+        "finish": dict(Counter(anchor.finish for anchor in anchors)),
+        "by_instruction": dict(sorted(Counter(anchor.instruction_id for anchor in anchors).items())),
+    }

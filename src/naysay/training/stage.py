@@ -1,0 +1,224 @@
+"""Stage `train`: reference log-probs, D²O, then an adapter (or a model) that plain peft and transformers load."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.artifacts.store import explain_storage_errors, read_records, write_directory_atomic, write_jsonl
+from naysay.config.model import ModelConfig
+from naysay.config.run import RunConfig
+from naysay.modeling.adapters import INITIAL, load_reference, lora_config
+from naysay.modeling.loading import load_model, load_tokenizer, resolve
+from naysay.records import Anchor, Negative, Prompt, Selection
+from naysay.training.checkpoints import last_complete
+from naysay.training.config import D2OConfig
+from naysay.training.progress import TrainingProgress
+from naysay.training.references import Reference
+from naysay.training.trainer import D2OTrainer
+
+VERSION = 1
+GROUPS = "groups.jsonl"
+_METRICS = (
+    "loss",
+    "margin",
+    "weight",
+    "anchor_log_ratio",
+    "anchor_log_ratio_per_token",
+    "negative_log_ratio",
+    "negative_log_ratio_per_token",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+)
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    training = config.training.model_dump(mode="json")
+    if config.training.method == "full":
+        training.pop("lora")
+    return {
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "references": config.references.model_dump(mode="json"),
+        "training": training,
+    }
+
+
+def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
+    found = {
+        "prompts": run.prompts,
+        "negatives": run.negatives,
+        "anchors": run.anchors,
+        "selection": run.selection,
+        "model": resolve(config.model.name, config.model.revision),
+    }
+    for role in ("positive", "negative"):
+        name = getattr(config.references, role)
+        if name != INITIAL:
+            found[f"references.{role}"] = resolve(name)
+    return found
+
+
+def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
+    folder, config_file = (
+        (run.adapter, "adapter_config.json") if config.training.method == "lora" else (run.model, "config.json")
+    )
+    # The model card is the report's, which knows the evaluation.
+    files = {folder / config_file, *(path for path in folder.glob("*") if path.name != "README.md")}
+    return [*sorted(files), run.metrics, run.train / GROUPS]
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Train, going on from the last complete checkpoint of a killed run.
+
+    Raises:
+        DataError: no group with a negative and an anchor.
+        ModelError: the model, a reference or the settings cannot be used.
+        NonFiniteLossError: stopped before the optimizer step.
+    """
+    rows = training_rows(run, "train")
+    arguments = _arguments(config, run)
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model)
+    with explain_storage_errors(run.train):
+        trainer = D2OTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=lora_config(config.training.lora) if config.training.method == "lora" else None,
+            reference_positive=_reference(config.references.positive, config.model, model, tokenizer),
+            reference_negative=_reference(config.references.negative, config.model, model, tokenizer),
+        )
+        write_jsonl(run.train / GROUPS, _group_rows(trainer))
+        _train(trainer, run)
+        history = [row for row in trainer.state.log_history if "loss" in row]
+        write_jsonl(run.metrics, [{name: row.get(name) for name in ("step", "epoch", *_METRICS)} for row in history])
+        folder = run.adapter if config.training.method == "lora" else run.model
+        write_directory_atomic(folder, lambda temporary: _save(trainer, temporary))
+    return _counts(trainer, rows)
+
+
+def training_rows(run: RunDirectory, split: str) -> list[dict[str, Any]]:
+    """Rows for `D2OTrainer`: the prompts of a split with their negatives and selected anchors (token ids)."""
+    prompts = {p.prompt_id: p for p in read_records(run.prompts, Prompt) if p.split == split}
+    anchors = {anchor.anchor_id: anchor for anchor in read_records(run.anchors, Anchor)}
+    kept = {selection.prompt_id: selection.kept for selection in read_records(run.selection, Selection)}
+    negatives: dict[str, list[Negative]] = {}
+    for negative in read_records(run.negatives, Negative):
+        negatives.setdefault(negative.prompt_id, []).append(negative)
+    return [
+        {
+            "prompt_id": prompt_id,
+            "prompt": list(prompt.messages),
+            "rejected": [{"text": n.text, "finish": n.finish} for n in negatives[prompt_id]],
+            "anchors": [list(anchors[anchor_id].token_ids) for anchor_id in kept[prompt_id]],
+            "anchor_finish": [anchors[anchor_id].finish for anchor_id in kept[prompt_id]],
+        }
+        for prompt_id, prompt in prompts.items()
+        if negatives.get(prompt_id) and kept.get(prompt_id)
+    ]
+
+
+def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
+    training = config.training
+    return D2OConfig(
+        **{
+            "output_dir": str(run.train),
+            "alpha": training.alpha,
+            "beta": training.beta,
+            "max_length": config.model.max_length,
+            "tokens_per_microbatch": training.tokens_per_microbatch,
+            "head_chunk": training.head_chunk,
+            "reference_cache_dir": str(run.reference_cache),
+            "learning_rate": training.learning_rate,
+            "lr_scheduler_type": training.lr_scheduler_type,
+            "warmup_steps": training.warmup_steps,
+            "weight_decay": training.weight_decay,
+            "max_grad_norm": training.max_grad_norm,
+            "num_train_epochs": training.epochs,
+            "max_steps": training.max_steps or -1,
+            "per_device_train_batch_size": training.groups_per_step,
+            "gradient_checkpointing": training.gradient_checkpointing,
+            "save_strategy": "steps",
+            "save_steps": training.save_steps,
+            "save_total_limit": 2,
+            "logging_steps": 1,
+            "seed": config.seed,
+            "disable_tqdm": True,
+            "use_cpu": config.model.device == "cpu",
+            "dataloader_pin_memory": False,
+        }
+        | training.trainer_args
+    )
+
+
+def _reference(name: str, policy: ModelConfig, model: Any, tokenizer: Any) -> Reference | None:
+    if name == INITIAL:
+        return None
+    return Reference.of(load_reference(name, policy, model), tokenizer)
+
+
+def _train(trainer: D2OTrainer, run: RunDirectory) -> None:
+    trainer.remove_callback(_printer())
+    found = last_complete(run.train)
+    with _progress(trainer):
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+
+
+@contextmanager
+def _progress(trainer: D2OTrainer) -> Iterator[None]:
+    callback = TrainingProgress()
+    trainer.add_callback(callback)
+    try:
+        yield
+    finally:
+        callback.close()
+
+
+def _printer() -> type:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _save(trainer: D2OTrainer, folder: Path) -> None:
+    trainer.save_model(str(folder))
+    # The report writes the model card, with the evaluation in it; checkpoints keep the trainer's arguments.
+    for name in ("README.md", "training_args.bin"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _group_rows(trainer: D2OTrainer) -> Iterator[Mapping[str, Any]]:
+    """Each group as it was trained on, with its log-probs under the references (sums in nats)."""
+    for group in trainer.train_dataset.groups:
+        yield {
+            "prompt_id": group.group_id,
+            "prompt_tokens": len(group.prompt_ids),
+            "anchors": len(group.anchors),
+            "anchor_tokens": sum(map(len, group.anchors)),
+            "anchor_ref_logp": sum(group.ref_anchors),
+            "negatives": len(group.negatives),
+            "negative_tokens": sum(map(len, group.negatives)),
+            "negative_ref_logp": sum(group.ref_negatives),
+        }
+
+
+def _counts(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    encoded = trainer.encoding_counts["train"]
+    return {
+        "groups": {"in": encoded.rows, "trained": encoded.groups},
+        "dropped": dict(sorted(encoded.dropped.items())),
+        "negatives": encoded.negatives,
+        "anchors": encoded.anchors,
+        "steps": trainer.state.global_step,
+        "finish": {
+            "anchors": dict(Counter(finish for row in rows for finish in row["anchor_finish"])),
+            "negatives": dict(Counter(answer["finish"] for row in rows for answer in row["rejected"])),
+        },
+        "references": trainer.reference_digests,
+        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    }

@@ -1,0 +1,78 @@
+"""The index finds exactly what a comparison of all pairs finds."""
+
+import itertools
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from naysay.ingest.near_duplicates import NearDuplicates, Shingles, shingles
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def jaccard(first: Shingles, second: Shingles) -> float:
+    return len(first & second) / len(first | second)
+
+
+def brute_clusters(sets: dict[str, Shingles], threshold: float) -> set[frozenset[str]]:
+    groups = [{key} for key in sets]
+    for first, second in itertools.combinations(sets, 2):
+        if jaccard(sets[first], sets[second]) >= threshold:
+            joined = [group for group in groups if first in group or second in group]
+            groups = [group for group in groups if group not in joined] + [set().union(*joined)]
+    return {frozenset(group) for group in groups}
+
+
+letters = st.frozensets(st.sampled_from("abcdefghij"), min_size=1)
+many_sets = st.lists(letters, min_size=1, max_size=14).map(
+    lambda sets: {f"k{n:02}": item for n, item in enumerate(sets)}
+)
+thresholds = st.sampled_from([0.2, 0.5, 0.55, 2 / 3, 0.7, 0.75, 0.8, 0.9, 1.0])
+
+
+@given(many_sets, thresholds)
+@settings(max_examples=300, deadline=None)
+def test_clusters_are_those_of_all_pairs(sets: dict[str, Shingles], threshold: float) -> None:
+    clusters = NearDuplicates(sets, threshold).clusters(list(sets))
+    assert {frozenset(group) for group in clusters} == brute_clusters(sets, threshold)
+    assert clusters == sorted(sorted(group) for group in clusters)
+
+
+@given(many_sets, thresholds, st.integers(0, 14))
+@settings(max_examples=300, deadline=None)
+def test_close_to_is_that_of_all_pairs(sets: dict[str, Shingles], threshold: float, cut: int) -> None:
+    keys, others = list(sets)[:cut], list(sets)[cut:]
+    expected = {key for key in keys if any(jaccard(sets[key], sets[other]) >= threshold for other in others)}
+    assert NearDuplicates(sets, threshold).close_to(keys, others) == expected
+
+
+def test_shingles_by_hand() -> None:
+    assert shingles(user("How do I bake, BREAD?")) == {"how do i", "do i bake", "i bake bread"}
+    assert shingles(user("Hi there!")) == {"hi there"}
+    assert shingles(user("hi THERE")) == shingles(user("Hi, there"))
+    assert shingles(user("🙂")) == {"🙂"}
+    assert shingles(user("你好吗朋友")) == {"你 好 吗", "好 吗 朋", "吗 朋 友"}
+
+
+def test_a_system_message_does_not_make_prompts_alike() -> None:
+    system = {"role": "system", "content": "You are a very long system message that all prompts of a file share."}
+    first, second = ([system, *user(text)] for text in ("How do I bake bread?", "Who wrote the book Emma?"))
+    assert not shingles(first) & shingles(second)
+
+
+@pytest.mark.parametrize(("threshold", "together"), [(0.5, True), (0.51, False)])
+def test_the_threshold_itself_counts(threshold: float, together: bool) -> None:
+    # {a b c, b c d} and {a b c}: 1 of 2.
+    sets = {"x": shingles(user("a b c d")), "y": shingles(user("a b c"))}
+    assert (len(NearDuplicates(sets, threshold).clusters(["x", "y"])) == 1) == together
+
+
+def test_a_pair_at_the_threshold_survives_the_rounding_of_floats() -> None:
+    # 0.56 * 25 is 14.000000000000002 in floats, and 14 shared of 25 are 0.56.
+    large = frozenset(f"s{number:02}" for number in range(25))
+    sets = {"x": large, "y": frozenset(sorted(large)[:14])}
+    assert NearDuplicates(sets, 0.56).clusters(["x", "y"]) == [["x", "y"]]
+    assert NearDuplicates(sets, 0.56).close_to(["x"], ["y"]) == {"x"}
