@@ -27,6 +27,10 @@ class ModelError(NaysayError, ValueError):
     """A model, tokenizer, adapter or chat template cannot be used as asked."""
 
 
+class ConversationError(ModelError):
+    """The model's chat template refuses one conversation; others may do."""
+
+
 class RunDirectoryError(NaysayError, RuntimeError):
     """A run directory is locked, belongs to another config, or lacks what a stage needs."""
 

@@ -14,7 +14,7 @@ import pytest
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import read_records
 from naysay.config.load import parse_config
-from naysay.errors import DataError, InputNotFoundError, ModelError
+from naysay.errors import ConversationError, DataError, InputNotFoundError
 from naysay.ingest import stage
 from naysay.ingest.counts import check_counts
 from naysay.records import Acceptable, Message, Negative, Prompt
@@ -141,7 +141,7 @@ def test_exactly_max_length_fits(ingest: Ingest) -> None:
 def test_a_conversation_that_the_template_refuses_is_a_bad_row(ingest: Ingest) -> None:
     def count_tokens(messages: Sequence[Message], text: str) -> int:
         if [item["role"] for item in messages] == ["user", "user"]:
-            raise ModelError("roles must alternate")
+            raise ConversationError("roles must alternate")
         return 1
 
     twice = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]

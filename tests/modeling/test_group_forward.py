@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
-from conftest import make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import make_model
 from naysay.core.logprobs import kl_by_token, token_logps
 from naysay.core.prefix import branch_mask, layout_groups, plan_microbatches, split_group
 from naysay.errors import DataError, ModelError

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from naysay.artifacts.digests import digest_text
 from naysay.artifacts.store import write_atomic
 from naysay.errors import ReferenceMismatchError
 
@@ -53,7 +54,7 @@ class ReferenceCache:
             "tokens": np.array(tokens, dtype=np.int32),
         }
         # Named by content, so that ranks and restarted runs cannot overwrite each other's batches.
-        path = self.folder / f"{min(keys)}-{len(keys)}.safetensors"
+        path = self.folder / f"{digest_text(*keys)}.safetensors"
         write_atomic(path, lambda temporary: save_file(tensors, temporary))
         self._values.update(zip(keys, zip(map(float, logps), map(int, tokens), strict=True), strict=True))
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 
 _ALWAYS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -20,6 +21,8 @@ def prepare_environment(*, online: bool, quiet: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "0"
     else:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # peft asks transformers 5 by names that it will drop in version 6; the user can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     if quiet:
         os.environ["TTY_COMPATIBLE"] = "0"  # rich then draws no progress bars
     logger = logging.getLogger("naysay")

@@ -26,12 +26,14 @@ COLUMNS = (
 
 
 class SplitLimits(Section):
-    """At most this many prompts of each split; the rest is counted as left out. None = all."""
+    """At most this many prompts of each split, and answers of each prompt; the rest is counted. None = all."""
 
     train: RowCount | None = None
     dev: RowCount | None = None
     heldout: RowCount | None = None
     benign: RowCount | None = None
+    answers_per_prompt: Annotated[int, Field(ge=1)] | None = None
+    """Rejected answers of a prompt, and as many acceptable ones."""
 
 
 class DataConfig(Section):

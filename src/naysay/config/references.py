@@ -8,12 +8,15 @@ from pydantic import Field
 
 from naysay.config.base import Section
 
+INITIAL = "initial"
+"""The name of the initial policy as a reference."""
+
 
 class ReferencesConfig(Section):
     """Both default to the initial policy, as in the paper's experiments."""
 
-    positive: str = Field("initial", min_length=1)
+    positive: str = Field(INITIAL, min_length=1)
     """r+, the denominator of the negatives: `initial`, a model, or a folder with a peft adapter of `model.name`."""
 
-    negative: str = Field("initial", min_length=1)
+    negative: str = Field(INITIAL, min_length=1)
     """r-, the denominator of the anchors: `initial`, a model, or a folder with a peft adapter of `model.name`."""

@@ -16,7 +16,7 @@ from naysay.errors import RunDirectoryError
 from naysay.evaluation.generations import generate_both, outcome_metrics
 from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token
 from naysay.modeling.adapters import INITIAL, BaseAndTuned, load_reference
-from naysay.modeling.chat import encode_prompt, encode_response
+from naysay.modeling.chat import encode_prompt, encode_response, template_file
 from naysay.modeling.digests import policy_digest
 from naysay.modeling.divergence import kl_divergence
 from naysay.modeling.forward import token_budget
@@ -73,6 +73,7 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
         **weights,
         "groups": run.train / TRAINED_GROUPS,
         "model": resolve(config.model.name, config.model.revision),
+        **template_file(config.model),
     }
 
 

@@ -13,7 +13,6 @@ from naysay.generation.seeds import row_seed
 from naysay.modeling.chat import decode_response, encode_prompt, with_instruction
 from naysay.records import Anchor, Prompt
 
-
 ANCHORS_PER_INSTRUCTION = 4
 """Neighbouring anchors of a prompt share an instruction, so that their prompt is computed once."""
 
@@ -58,7 +57,7 @@ def draw_anchors(
 
     def to_row(i: int, response: Response) -> dict[str, Any]:
         prompt, index = rows[i]
-        kept = response.token_ids[: room[prompt.prompt_id]]
+        kept = response.token_ids[: max(room[prompt.prompt_id], 0)]
         anchor = Anchor(
             anchor_id=f"y-{digest_text(prompt.prompt_id, str(index), str(round), digest_ids(kept))[:16]}",
             prompt_id=prompt.prompt_id,

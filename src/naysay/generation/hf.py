@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from naysay.errors import ModelError
 from naysay.generation.sampler import Request, Response, SamplingSettings
 from naysay.generation.seeds import uniforms
 from naysay.modeling.chat import end_of_turn_id
@@ -72,10 +73,15 @@ class HFSampler:
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request], settings: SamplingSettings) -> list[Response]:
-        """One batch, padded on the left. A prompt that several requests share is computed once."""
+        """One batch, padded on the left. A prompt that several requests share is computed once.
+
+        Raises:
+            ModelError: the answers might not fit into the model's context.
+        """
         device = next(self.model.parameters()).device
         prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
         longest = max(map(len, prompts))
+        self._check_context(longest, settings)
         ids_UT = torch.tensor([[self.pad_id] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)
         mask_UT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
         of_row = torch.tensor([prompts.index(request.prompt_ids) for request in requests], device=device)
@@ -84,6 +90,14 @@ class HFSampler:
         sequences = self._generate(ids_UT[of_row], mask_UT[of_row], cache, processor, settings.max_new_tokens)
         logprobs = torch.stack(processor.logprobs, dim=1).tolist()
         return [self._cut(row[longest:], values) for row, values in zip(sequences.tolist(), logprobs, strict=True)]
+
+    def _check_context(self, longest: int, settings: SamplingSettings) -> None:
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and longest + settings.max_new_tokens > context:
+            raise ModelError(
+                f"the longest prompt has {longest} tokens and up to {settings.max_new_tokens} are drawn after it, but "
+                f"the model's context is {context}; lower max_new_tokens (of anchors or evaluation) or model.max_length"
+            )
 
     def _shared_cache(self, ids_UT: torch.Tensor, mask_UT: torch.Tensor, of_row: torch.Tensor) -> DynamicCache | None:
         """Keys and values of all prompt tokens but the last, one row a request; None where the model keeps other

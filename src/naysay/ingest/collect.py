@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from naysay.artifacts.digests import digest_json
-from naysay.errors import DataError, ModelError
+from naysay.errors import ConversationError, DataError
 from naysay.ingest.columns import Columns, check_mapped, find_columns
 from naysay.ingest.conversations import Messages, RowError
 from naysay.ingest.embedded import Source
@@ -136,7 +136,7 @@ class _Collector:
         error = None
         try:
             tokens = self.count_tokens(prompt.messages, answer.text)
-        except ModelError as problem:  # a chat template that refuses this conversation (say, two user turns in a row)
+        except ConversationError as problem:  # say, two user turns in a row
             error = RowError(answer.field, "chat_template", str(problem), "reshape the conversation, or remove the row")
         else:
             if tokens > self.max_length:

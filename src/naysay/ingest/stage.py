@@ -19,6 +19,7 @@ from naysay.ingest.collect import CollectedAnswer, CollectedPrompt, Collection, 
 from naysay.ingest.counts import check_counts, count
 from naysay.ingest.readers import RawRow, RowReader
 from naysay.ingest.split import SplitPrompts, limit_prompts, split_prompts
+from naysay.modeling.chat import template_file
 from naysay.records import Acceptable, Negative, Prompt, Split
 
 VERSION = 1
@@ -44,13 +45,14 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
-    """The files of the user, or the embedded one.
+    """The files of the user, or the embedded one, and the chat template: it decides which rows are too long.
 
     Raises:
         InputNotFoundError, DataError: a file is missing, empty, a folder or of an unknown kind.
     """
     sources = {"data": embedded.data_source(config), "benign": embedded.benign_source(config)}
-    return {name: RowReader(source.path).path for name, source in sources.items()}
+    files = {name: RowReader(source.path).path for name, source in sources.items()}
+    return {**files, **template_file(config.model)}
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
@@ -87,7 +89,7 @@ def run(config: RunConfig, run: RunDirectory, *, count_tokens: TokenCounter | No
     kept = _limited(config, prompts, split)
     if not kept["train"]:
         raise DataError(_nothing_to_train_on(config, data, split))
-    records = _records(prompts, kept)
+    records = _records(prompts, kept, config.data.limit.answers_per_prompt)
     written = {"negatives": len(records.negatives), "acceptable": len(records.acceptable)}
     from_data = len(data.prompts) - len(with_negatives)
     counts = count(data, benign, from_data, repeated, split, kept, written)
@@ -96,6 +98,7 @@ def run(config: RunConfig, run: RunDirectory, *, count_tokens: TokenCounter | No
     ids = {key for chosen in kept.values() for key in chosen}
     absent = [*repeated, *(item for key, item in prompts.items() if key not in ids)]
     left_out = sum(len(item.negatives) + len(item.acceptable) for item in absent)
+    left_out += sum(_beyond(prompts[key], config.data.limit.answers_per_prompt) for key in ids)
     check_counts(counts, answers_left_out=left_out, quarantine_entries=len(quarantine))
     write_jsonl(run.prompts, records.prompts)
     write_jsonl(run.negatives, records.negatives)
@@ -117,7 +120,10 @@ def _limited(config: RunConfig, prompts: dict[str, CollectedPrompt], split: Spli
     }
 
 
-def _records(prompts: Mapping[str, CollectedPrompt], kept: Mapping[Split, Sequence[str]]) -> _Records:
+def _records(
+    prompts: Mapping[str, CollectedPrompt], kept: Mapping[Split, Sequence[str]], answers: int | None
+) -> _Records:
+    """At most `answers` of each kind a prompt: the first ones by id, which is a digest."""
     records = _Records([], [], [])
     for split, ids in kept.items():
         for key in ids:
@@ -125,12 +131,19 @@ def _records(prompts: Mapping[str, CollectedPrompt], kept: Mapping[Split, Sequen
             kind = item.kind or ("benign" if split == "benign" else "")
             records.prompts.append(Prompt(key, item.messages, item.source, split, kind))
             negatives = [Negative(_answer_id("n-", key, found), key, **_about(found)) for found in _all(item.negatives)]
-            records.negatives.extend(sorted(negatives, key=lambda row: row.negative_id))
+            records.negatives.extend(sorted(negatives, key=lambda row: row.negative_id)[:answers])
             acceptable = [
                 Acceptable(_answer_id("a-", key, found), key, **_about(found)) for found in _all(item.acceptable)
             ]
-            records.acceptable.extend(sorted(acceptable, key=lambda row: row.acceptable_id))
+            records.acceptable.extend(sorted(acceptable, key=lambda row: row.acceptable_id)[:answers])
     return records
+
+
+def _beyond(prompt: CollectedPrompt, answers: int | None) -> int:
+    """How many answers of a prompt the limit leaves out."""
+    if answers is None:
+        return 0
+    return max(0, len(prompt.negatives) - answers) + max(0, len(prompt.acceptable) - answers)
 
 
 def _all(answers: Mapping[str, CollectedAnswer]) -> list[CollectedAnswer]:

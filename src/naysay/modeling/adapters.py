@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from naysay.config.model import ModelConfig
+from naysay.config.references import INITIAL as INITIAL
 from naysay.config.training import LoraSettings
 from naysay.errors import ModelError
 from naysay.modeling.loading import load_model, resolve
-
-INITIAL = "initial"
 
 
 def lora_config(settings: LoraSettings) -> Any:
@@ -25,6 +24,23 @@ def lora_config(settings: LoraSettings) -> Any:
         target_modules=modules if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
     )
+
+
+def add_adapter(model: Any, settings: Any) -> Any:
+    """The model with a fresh adapter after peft's `settings`.
+
+    Raises:
+        ModelError: they do not fit the model, e.g. it has none of the target modules.
+    """
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ModelError(
+            f"the adapter does not fit the model ({' '.join(str(error).split())[:160]}); "
+            "set training.lora.target_modules (target_modules of your peft_config) to modules that it has"
+        ) from error
 
 
 def load_reference(name: str, policy: ModelConfig, initial: Any) -> Any:

@@ -5,10 +5,12 @@ The prompt's ids are exactly what inference will see; a response's ids are appen
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from naysay.config.model import ModelConfig
-from naysay.errors import ModelError
+from naysay.errors import ConversationError, InputNotFoundError, ModelError
 from naysay.records import Message
 
 _SENTINEL = "naysay"
@@ -20,7 +22,8 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     Control tokens inside the messages are encoded as plain text, so that untrusted text cannot open or end a turn.
 
     Raises:
-        ModelError: the tokenizer has no chat template, or the template refuses these messages.
+        ModelError: the tokenizer has no chat template.
+        ConversationError: the template refuses these messages.
     """
     require_chat_template(tokenizer)
     try:
@@ -34,7 +37,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         )
     except _template_errors() as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise ModelError(f"the model's chat template refuses the roles [{roles}]: {error}") from error
+        raise ConversationError(f"the model's chat template refuses the roles [{roles}]: {error}") from error
 
 
 def encode_response(tokenizer: Any, text: str, *, ended: bool) -> list[int]:
@@ -51,7 +54,7 @@ def decode_response(tokenizer: Any, token_ids: Sequence[int]) -> str:
 def end_of_turn_id(tokenizer: Any) -> int:
     """The token that the template writes after an assistant's answer, or the tokenizer's EOS where it writes none."""
     require_chat_template(tokenizer)
-    return _end_of_turn(tokenizer.chat_template, tokenizer)
+    return _remember("end", tokenizer, _find_end_of_turn)
 
 
 def require_chat_template(tokenizer: Any) -> None:
@@ -64,23 +67,40 @@ def require_chat_template(tokenizer: Any) -> None:
         )
 
 
+def template_file(model: ModelConfig) -> dict[str, Path]:
+    """`{"chat_template": path}` where `model.chat_template` is set: a file that every stage with a tokenizer reads.
+
+    Raises:
+        InputNotFoundError: there is no such file.
+    """
+    if model.chat_template is None:
+        return {}
+    path = Path(model.chat_template).expanduser()
+    if not path.is_file():
+        raise InputNotFoundError(f"model.chat_template: {path}: no such file; give the path of a Jinja file")
+    return {"chat_template": path}
+
+
 def with_instruction(tokenizer: Any, messages: Sequence[Message], instruction: str) -> list[Message]:
     """Put an instruction in front of a conversation: into its system message where the template knows one, else
     before the first user turn. An empty instruction changes nothing."""
     if not instruction:
         return list(messages)
-    first, *rest = messages
-    if first["role"] == "system":
-        return [{"role": "system", "content": f"{first['content']}\n\n{instruction}"}, *rest]
     if supports_system(tokenizer):
+        first, *rest = messages
+        if first["role"] == "system":
+            return [{"role": "system", "content": f"{first['content']}\n\n{instruction}"}, *rest]
         return [{"role": "system", "content": instruction}, *messages]
-    return [{"role": first["role"], "content": f"{instruction}\n\n{first['content']}"}, *rest]
+    at = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+    turn = messages[at]
+    with_it = {"role": turn["role"], "content": f"{instruction}\n\n{turn['content']}"}
+    return [*messages[:at], with_it, *messages[at + 1 :]]
 
 
 def supports_system(tokenizer: Any) -> bool:
     """Whether the chat template shows a system message."""
     require_chat_template(tokenizer)
-    return _supports_system(tokenizer.chat_template, tokenizer)
+    return _remember("system", tokenizer, _find_system)
 
 
 def token_counter(model: ModelConfig) -> Callable[[Sequence[Message], str], int]:
@@ -100,23 +120,16 @@ def token_counter(model: ModelConfig) -> Callable[[Sequence[Message], str], int]
     return count
 
 
-_caches: dict[tuple[str, str, int], Any] = {}
+# Facts of each tokenizer, forgotten with it; its template may be replaced, so that is part of the key.
+_facts: WeakKeyDictionary[Any, dict[tuple[str, str], Any]] = WeakKeyDictionary()
 
 
-def _remember(kind: str, template: str, tokenizer: Any, compute: Callable[[], Any]) -> Any:
-    """Tokenizers are not hashable; the template and the vocabulary decide these facts."""
-    key = (kind, template, id(tokenizer))
-    if key not in _caches:
-        _caches[key] = compute()
-    return _caches[key]
-
-
-def _end_of_turn(template: str, tokenizer: Any) -> int:
-    return _remember("end", template, tokenizer, lambda: _find_end_of_turn(tokenizer))
-
-
-def _supports_system(template: str, tokenizer: Any) -> bool:
-    return _remember("system", template, tokenizer, lambda: _find_system(tokenizer))
+def _remember(kind: str, tokenizer: Any, compute: Callable[[Any], Any]) -> Any:
+    facts = _facts.setdefault(tokenizer, {})
+    key = (kind, str(tokenizer.chat_template))
+    if key not in facts:
+        facts[key] = compute(tokenizer)
+    return facts[key]
 
 
 def _find_end_of_turn(tokenizer: Any) -> int:

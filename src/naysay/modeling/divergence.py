@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from naysay.core.logprobs import kl_by_token
+from naysay.core.logprobs import Head, kl_by_token
 from naysay.core.prefix import TokenGroup, group_length, layout_groups, plan_microbatches
 from naysay.modeling.forward import enable_group_forward, hidden_at_scored, lm_head, one_at_a_time_logits
 from naysay.modeling.progress import progress_bar
@@ -46,16 +46,22 @@ def _batch_kl(
     open_p: OpenPolicy, open_q: OpenPolicy, groups: Sequence[TokenGroup], head_chunk: int
 ) -> list[tuple[float, int]]:
     tokens = [sum(len(answer) for answer in answers) for _, answers in groups]
-    hidden_p, head_p = _hidden(open_p(), groups)
-    hidden_q, head_q = _hidden(open_q(), groups)
+    hidden_p, head_p = _hidden(open_p, groups)
+    hidden_q, head_q = _hidden(open_q, groups)
     kl_M = kl_by_token(hidden_p, hidden_q, head_p, head_q, chunk=head_chunk)
     return [(part.double().sum().item(), count) for part, count in zip(kl_M.split(tokens), tokens, strict=True)]
 
 
-def _hidden(policy: AbstractContextManager[Any], groups: Sequence[TokenGroup]) -> tuple[Tensor, Any]:
+def _hidden(open_policy: OpenPolicy, groups: Sequence[TokenGroup]) -> tuple[Tensor, Head]:
     """What the head needs at the scored positions: hidden states, or logits where a prompt cannot be shared."""
-    with policy as model:
+
+    def head(hidden: Tensor) -> Tensor:
+        # The head may carry an adapter too: it counts only while its own policy is open.
+        with open_policy() as model:
+            return lm_head(model)(hidden)
+
+    with open_policy() as model:
         if not enable_group_forward(model):
             return one_at_a_time_logits(model, groups), lambda logits: logits
         device = next(model.parameters()).device
-        return hidden_at_scored(model, layout_groups(groups).to(device)), lm_head(model)
+        return hidden_at_scored(model, layout_groups(groups).to(device)), head

@@ -10,6 +10,7 @@ import logging
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,19 +34,28 @@ def enable_group_forward(model: nn.Module) -> bool:
     another head), a warning says so and every answer is computed on its own, which is slower and exact.
     """
     lm = causal_lm(model)
-    if "_naysay_shared" in vars(lm):
-        return lm._naysay_shared
-    lm._naysay_forward = vars(lm).get("forward")
+    if "_naysay" in vars(lm):
+        return bool(lm._naysay.masks)
+    lm._naysay = _Binding(vars(lm).get("forward"))
     lm.forward = types.MethodType(_forward, lm)
     reason = _why_not_shared(lm)
     if reason:
+        lm._naysay.masks = ""
         logger.warning(
             "%s: %s; falling back to one answer at a time (exact, but the prompt is computed anew for each answer)",
             type(lm).__name__,
             reason,
         )
-    lm._naysay_shared = not reason
-    return lm._naysay_shared
+    return not reason
+
+
+@dataclass
+class _Binding:
+    """What naysay knows of a causal LM whose forward it replaced: the instance's former one (None = its class's), and
+    which masks its layers take: `full`, `sliding`, `by_type` (a mapping), or "" where a prompt cannot be shared."""
+
+    former: Any
+    masks: str = ""
 
 
 def token_budget(configured: int | None, device: torch.device) -> int:
@@ -158,15 +168,15 @@ def _single_logits(lm: Any, prompt: Sequence[int], answer: Sequence[int], device
 
 
 def _own_forward(lm: Any) -> Any:
-    patched = vars(lm).get("_naysay_forward")
-    return patched if patched is not None else types.MethodType(type(lm).forward, lm)
+    binding = vars(lm).get("_naysay")
+    return binding.former if binding and binding.former else types.MethodType(type(lm).forward, lm)
 
 
 def _forward(self: Any, *args: Any, naysay_group: Any = None, naysay_head_chunk: int = 1024, **kwargs: Any) -> Any:
     if naysay_group is None:
         return _own_forward(self)(*args, **kwargs)
     batch = GroupBatch(**naysay_group)
-    if not self._naysay_shared:
+    if not self._naysay.masks:
         return one_at_a_time_logps(self, _token_groups(batch))
     logp_M = token_logps(hidden_at_scored(self, batch), batch.target_ids, lm_head(self), chunk=naysay_head_chunk)
     return sum_by_response(logp_M, batch.response_of, batch.responses)
@@ -186,10 +196,10 @@ def _token_groups(batch: GroupBatch) -> list[TokenGroup]:
 def _attention_masks(lm: Any, batch: GroupBatch) -> Any:
     """One dense mask for all layers, or one a layer type, as the check found that the model takes it."""
     window = _sliding_window(lm)
-    if lm._naysay_masks == "full":
+    if lm._naysay.masks == "full":
         return _additive(lm, branch_mask(batch.branch_ids, batch.position_ids))
     sliding = _additive(lm, branch_mask(batch.branch_ids, batch.position_ids, window=window))
-    if lm._naysay_masks == "sliding":
+    if lm._naysay.masks == "sliding":
         return sliding
     full = _additive(lm, branch_mask(batch.branch_ids, batch.position_ids))
     return {"full_attention": full, "sliding_attention": sliding}
@@ -219,29 +229,23 @@ def _why_not_shared(lm: Any) -> str:
     groups = _check_groups(config.vocab_size, long_prompt=min(window + 3, 64) if window else 5)
     with eval_mode(lm):
         expected = one_at_a_time_logps(lm, groups)
-        reasons = [
-            _mismatch(lm, masks, groups, expected) for masks in (("by_type", "sliding") if window else ("full",))
-        ]
-    return "" if "" in reasons else reasons[-1]
+        reason = ""
+        for masks in ("by_type", "sliding") if window else ("full",):
+            lm._naysay.masks = masks
+            reason = _mismatch(lm, groups, expected)
+            if not reason:
+                break
+    return reason
 
 
-def _mismatch(lm: Any, masks: str, groups: Sequence[TokenGroup], expected: Tensor) -> str:
-    if getattr(lm, "_naysay_masks_checked", False):
-        return ""
-    lm._naysay_masks = masks
-    lm._naysay_shared = True
+def _mismatch(lm: Any, groups: Sequence[TokenGroup], expected: Tensor) -> str:
     try:
         found = response_logps(lm, groups, head_chunk=1024)
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         return f"its layers refuse a prompt shared by branches ({' '.join(str(error).split())[:120]})"
-    finally:
-        del lm._naysay_shared
     difference = (expected - found).abs().max().item()
     tolerance = _CHECK_TOLERANCE.get(next(lm.parameters()).dtype, _CHECK_TOLERANCE_HALF)
-    if difference > tolerance:
-        return f"sharing the prompt changes log-probs by up to {difference:.2g} nats"
-    lm._naysay_masks_checked = True
-    return ""
+    return "" if difference <= tolerance else f"sharing the prompt changes log-probs by up to {difference:.2g} nats"
 
 
 def _check_groups(vocabulary: int, long_prompt: int) -> list[TokenGroup]:

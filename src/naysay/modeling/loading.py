@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from naysay.config.model import ModelConfig
@@ -13,7 +14,9 @@ from naysay.errors import InputNotFoundError, ModelError
 from naysay.modeling.embedded import is_embedded, model_folder
 from naysay.modeling.progress import quiet_loading
 
-_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError)
+_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+_OF_OTHER_HEADS = ("classifier", "summary")
+"""Dropout keys of heads that a causal LM does not have, e.g. GPT-2's `summary_first_dropout`."""
 
 
 def resolve(name: str, revision: str | None = None) -> Path:
@@ -53,7 +56,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from naysay.modeling.chat import require_chat_template
+    from naysay.modeling.chat import require_chat_template, template_file
 
     folder = resolve(model.name, model.revision)
     try:
@@ -61,10 +64,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     except _LOAD_ERRORS as error:
         raise ModelError(f"model {model.name!r}: its tokenizer cannot be read from {folder}: {_line(error)}") from error
     tokenizer.name_or_path = model.name
-    if model.chat_template is not None:
-        template = Path(model.chat_template).expanduser()
-        if not template.is_file():
-            raise InputNotFoundError(f"model.chat_template: {template}: no such file; give the path of a Jinja file")
+    for template in template_file(model).values():
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     require_chat_template(tokenizer)
     if tokenizer.pad_token_id is None:
@@ -76,7 +76,7 @@ def load_model(model: ModelConfig) -> Any:
     """The causal LM in eval mode on its device.
 
     Raises:
-        ModelError: not a causal LM, damaged, or `model.max_length` is beyond its context.
+        ModelError: not a causal LM, damaged, incomplete, or `model.max_length` is beyond its context.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -86,13 +86,20 @@ def load_model(model: ModelConfig) -> Any:
         config = AutoConfig.from_pretrained(folder)
         check_context(config, model)
         with quiet_loading():
-            loaded = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=pick_dtype(model.dtype, device))
+            load: Any = AutoModelForCausalLM.from_pretrained  # its stub does not know that it can return a pair
+            loaded, found = load(folder, config=config, dtype=pick_dtype(model.dtype, device), output_loading_info=True)
     except ModelError:
         raise
     except _LOAD_ERRORS as error:
         raise ModelError(
             f"model {model.name!r}: cannot be loaded from {folder} as a causal LM: {_line(error)}"
         ) from error
+    if found["missing_keys"]:  # transformers fills them with random numbers and goes on
+        names = sorted(found["missing_keys"])
+        raise ModelError(
+            f"model {model.name!r}: {folder} lacks {len(names)} of the weights of a causal LM "
+            f"({', '.join(names[:3])}); give the folder of a complete model that was trained to generate text"
+        )
     return loaded.to(device).eval()
 
 
@@ -120,7 +127,8 @@ def refuse_dropout(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     keys: Mapping[str, Any] = config.get_text_config().to_dict() if config is not None else {}
     for key, value in keys.items():
-        if "drop" in key and "classifier" not in key and isinstance(value, float) and value > 0:
+        other = any(head in key for head in _OF_OTHER_HEADS)
+        if "drop" in key and not other and isinstance(value, float) and value > 0:
             raise ModelError(f"dropout must be 0, found {key} = {value}; set {key} to 0 in the model's config.json")
 
 

@@ -17,6 +17,7 @@ from naysay.pipeline.acceptance import Request, accept_config, finish_redo, make
 from naysay.pipeline.completion import Partial, clear_work, is_done, output_digests, relative_names, remove_stage
 from naysay.pipeline.graph import Modules, execute, position
 from naysay.pipeline.identity import MISSING, Digests, Identity, identify
+from naysay.pipeline.preflight import check_settings, check_split
 from naysay.pipeline.reuse import open_other_run, take_over
 
 
@@ -60,8 +61,8 @@ def run_stages(
         modules: gives the module of a stage; by default that of the package.
 
     Raises:
-        ConfigError: unknown stage, or `redo` of a stage that is not asked for.
-        InputNotFoundError: there is no run to go on with, or none to reuse.
+        ConfigError: unknown stage, `redo` of a stage that is not asked for, or a wrong `training.trainer_args`.
+        InputNotFoundError: there is no run to go on with, none to reuse, or no model that `references.*` names.
         RunDirectoryError: in use by another process, made with another config or from other content, or a stage
             before `stages` is not done. Nothing was changed then.
         NaysayError: whatever a stage raises; its partial work stays.
@@ -72,10 +73,13 @@ def run_stages(
     session = _Session(request, other, on_event, modules or graph.stage_module)
     if not request.run.config.exists():
         session.identity(STAGES[0])  # a wrong input path is reported before a folder is made for it
+    check_settings(config)
     with request.run.locked():
         accept_config(request, session.modules, session.check, lambda text: on_event(Event("note", text=text)))
         for stage in STAGES[: position(request.stages[-1]) + 1]:
             session.advance(stage)
+            if stage == "ingest" and "evaluate" in request.stages:
+                check_split(config, request.run)
         finish_redo(request)
     return request.run
 

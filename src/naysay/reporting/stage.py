@@ -1,4 +1,4 @@
-"""The last stage: report.html for people and summary.json for programs, from what the other stages left."""
+"""The last stage: report.html for people, summary.json for programs, a model card, from what the others left."""
 
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +11,7 @@ from naysay.config.run import RunConfig
 from naysay.config.stages import STAGES
 from naysay.errors import RunDirectoryError
 from naysay.records import Generation
+from naysay.reporting.model_card import card_path, model_card
 from naysay.reporting.page import render
 from naysay.reporting.summary import summarise
 from naysay.reporting.verdict import decide
@@ -32,11 +33,11 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
-    return [run.report, run.summary]
+    return [run.report, run.summary, card_path(config, run)]
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Write report.html and summary.json.
+    """Write report.html, summary.json and the model card beside the weights.
 
     Returns:
         Counts: training steps, generations, and stages that the report shows.
@@ -68,6 +69,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     )
     write_text(run.report, page)
     write_json(run.summary, summarise(evaluation, metrics, manifests, verdict, kl_bound, version))
+    write_text(card_path(config, run), model_card(config, evaluation, manifests, verdict, version))
     return {"training_steps": len(metrics), "generations": len(generations), "stages": len(manifests)}
 
 

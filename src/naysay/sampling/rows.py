@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from naysay.artifacts.digests import digest_json
-from naysay.config.anchors import MORAL_INSTRUCTIONS, AnchorsConfig
+from naysay.config.anchors import MORAL_INSTRUCTIONS
+from naysay.config.load import parse_config
 from naysay.errors import DataError
 from naysay.generation.anchors import draw_anchors
 from naysay.generation.hf import HFSampler
@@ -41,16 +42,18 @@ def sample_anchors(
 
     Raises:
         DataError: a row without a prompt.
+        ConfigError: an impossible setting.
     """
     prompts = [_prompt(index, row) for index, row in enumerate(rows)]
-    config = AnchorsConfig(
-        k=k,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        instructions=tuple(instructions),
-    )
+    values = {
+        "k": k,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "instructions": tuple(instructions),
+    }
+    config = parse_config({"anchors": values}, "sample_anchors").anchors
     unique = list({prompt.prompt_id: prompt for prompt in prompts}.values())
     with tempfile.TemporaryDirectory() as parts:
         anchors, _ = draw_anchors(

@@ -11,8 +11,9 @@ from naysay.config.run import RunConfig
 from naysay.errors import DataError
 from naysay.generation.anchors import draw_anchors
 from naysay.generation.hf import HFSampler
+from naysay.modeling.chat import template_file
 from naysay.modeling.digests import policy_digest
-from naysay.modeling.loading import load_model, load_tokenizer, resolve
+from naysay.modeling.loading import load_model, load_tokenizer, refuse_dropout, resolve
 from naysay.records import Anchor, Negative, Prompt
 
 VERSION = 1
@@ -35,6 +36,7 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
         "prompts": run.prompts,
         "negatives": run.negatives,
         "model": resolve(config.model.name, config.model.revision),
+        **template_file(config.model),
     }
 
 
@@ -47,6 +49,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     Raises:
         DataError: no prompt has a negative.
+        ModelError: the model cannot be used, or could not be trained afterwards (dropout above 0).
     """
     rejected = {negative.prompt_id for negative in read_records(run.negatives, Negative)}
     splits = {"train", config.evaluation.split}
@@ -59,6 +62,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         raise DataError(f"{run.prompts}: no prompt with a rejected answer to sample for; check the input file")
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model)
+    refuse_dropout(model)  # training would refuse it, minutes of sampling later
     sampler = HFSampler(model, tokenizer, policy_digest(model, tokenizer))
     anchors, plan = draw_anchors(
         sampler,

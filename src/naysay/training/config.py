@@ -1,10 +1,45 @@
 """`D2OConfig`: transformers' TrainingArguments plus what the objective needs."""
 
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from naysay.errors import ConfigError
+
+_KEYS_OF_THEIR_OWN = {
+    "alpha": "training.alpha",
+    "beta": "training.beta",
+    "learning_rate": "training.learning_rate",
+    "lr_scheduler_type": "training.lr_scheduler_type",
+    "warmup_steps": "training.warmup_steps",
+    "weight_decay": "training.weight_decay",
+    "max_grad_norm": "training.max_grad_norm",
+    "num_train_epochs": "training.epochs",
+    "max_steps": "training.max_steps",
+    "per_device_train_batch_size": "training.groups_per_step",
+    "tokens_per_microbatch": "training.tokens_per_microbatch",
+    "head_chunk": "training.head_chunk",
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "activation_checkpointing": "training.gradient_checkpointing",
+    "save_steps": "training.save_steps",
+    "max_length": "model.max_length",
+    "use_cpu": "model.device",
+    "seed": "seed",
+}
+_SET_BY_A_RUN = (
+    "output_dir",
+    "reference_cache_dir",
+    "remove_unused_columns",
+    "save_strategy",
+    "save_only_model",
+    "logging_strategy",
+    "eval_strategy",
+)
+"""By these a run finds its files, resumes and draws its curves; it is evaluated by a stage of its own."""
 
 
 @dataclass
@@ -59,3 +94,31 @@ class D2OConfig(TrainingArguments):
                 f"D2OConfig.train_sampling_strategy is {self.train_sampling_strategy!r}; groups are drawn by naysay's "
                 "own sampler, which supports 'random' only"
             )
+
+
+def check_trainer_args(given: Mapping[str, Any]) -> None:
+    """Whether `training.trainer_args` can be passed on.
+
+    Raises:
+        ConfigError: no such field of TrainingArguments, one that has a key of its own, or an impossible value.
+    """
+    known = [item.name for item in fields(D2OConfig) if item.init]
+    for name in given:
+        where = f"training.trainer_args.{name}"
+        if name in _KEYS_OF_THEIR_OWN:
+            raise ConfigError(f"{where}: has a key of its own; set {_KEYS_OF_THEIR_OWN[name]} instead")
+        if name in _SET_BY_A_RUN:
+            raise ConfigError(f"{where}: a run decides this itself (its files, resuming, the report); leave it out")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see transformers.TrainingArguments for the names"
+            raise ConfigError(f"{where}: no such field of transformers.TrainingArguments; {hint}")
+    try:
+        trackers = D2OConfig(output_dir="unused", **given).report_to
+        for callback in get_reporting_integration_callbacks(trackers):
+            callback()  # raises where the tracker's package is not installed
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"training.trainer_args: transformers.TrainingArguments refuses {dict(given)}: {reason}"
+        ) from error

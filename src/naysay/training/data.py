@@ -92,9 +92,10 @@ def _encode_row(
             raise DataError(
                 f"row {index}: expected a column {column!r}, found {sorted(row)}; rows are prompt, rejected, anchors"
             )
-    if not row.get("anchors"):
+    if row.get("anchors") is None:
         raise DataError(
-            f"row {index}: no anchors; draw them first: rows = naysay.sample_anchors(rows, model=..., processing_class=...)"
+            f"row {index}: no anchors; draw them first: "
+            "rows = naysay.sample_anchors(rows, model=..., processing_class=...)"
         )
     prompt = row["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -10,7 +10,9 @@ from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import explain_storage_errors, read_records, write_directory_atomic, write_jsonl
 from naysay.config.model import ModelConfig
 from naysay.config.run import RunConfig
+from naysay.errors import DataError
 from naysay.modeling.adapters import INITIAL, load_reference, lora_config
+from naysay.modeling.chat import template_file
 from naysay.modeling.loading import load_model, load_tokenizer, resolve
 from naysay.records import Anchor, Negative, Prompt, Selection
 from naysay.training.checkpoints import last_complete
@@ -54,6 +56,7 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
         "anchors": run.anchors,
         "selection": run.selection,
         "model": resolve(config.model.name, config.model.revision),
+        **template_file(config.model),
     }
     for role in ("positive", "negative"):
         name = getattr(config.references, role)
@@ -80,6 +83,11 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         NonFiniteLossError: stopped before the optimizer step.
     """
     rows = training_rows(run, "train")
+    if not rows:
+        raise DataError(
+            f"{run.selection}: no training prompt has a usable anchor; lower anchors.temperature, raise "
+            "anchors.max_new_tokens, or relax anchors.filters"
+        )
     arguments = _arguments(config, run)
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model)
@@ -142,7 +150,7 @@ def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
             "num_train_epochs": training.epochs,
             "max_steps": training.max_steps or -1,
             "per_device_train_batch_size": training.groups_per_step,
-            "gradient_checkpointing": training.gradient_checkpointing,
+            "activation_checkpointing": training.gradient_checkpointing,
             "save_strategy": "steps",
             "save_steps": training.save_steps,
             "save_total_limit": 2,

@@ -31,11 +31,12 @@ class Work:
     """One forward and backward.
 
     `members` are indices of whole groups, or one group's index with `responses`, the part of its responses that is
-    computed here (two-pass).
+    computed here (two-pass). `idle` work takes part in the collectives of the other ranks and adds nothing.
     """
 
     members: tuple[int, ...]
     responses: tuple[int, ...] | None = None
+    idle: bool = False
 
     def tokens(self, batch: Batch) -> list[TokenGroup]:
         if self.responses is None:

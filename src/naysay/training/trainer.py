@@ -17,6 +17,7 @@ from transformers import Trainer, set_seed
 from naysay.core.groups import D2OTerms, GroupLogps
 from naysay.core.objective import d2o_loss
 from naysay.errors import InputNotFoundError, ModelError, NonFiniteLossError
+from naysay.modeling.adapters import add_adapter
 from naysay.modeling.forward import enable_group_forward, response_logps, token_budget
 from naysay.modeling.loading import refuse_dropout
 from naysay.training.checkpoints import check_references, last_complete, mark_complete
@@ -97,10 +98,8 @@ class D2OTrainer(Trainer):
         # Only the digests are kept: another model that served as a reference can be freed now.
         self.reference_digests = references.digests
         if peft_config is not None:
-            from peft import get_peft_model
-
             set_seed(args.seed)
-            model = get_peft_model(model, peft_config)
+            model = add_adapter(model, peft_config)
         enable_group_forward(model)
         self._metrics = StepMetrics()
         self._token_budget = token_budget(args.tokens_per_microbatch, args.device)
@@ -146,7 +145,7 @@ class D2OTrainer(Trainer):
         whole_count, part_count = self._most_of_all_ranks(len(whole), len(parts))
         # A rank that has less to do than another repeats a response with coefficient 0, so that all ranks run the
         # same collectives (FSDP gathers parameters in each forward).
-        idle = Work((0,), (0,))
+        idle = Work((0,), (0,), idle=True)
         coefficients, losses = self._first_pass(model, batch, parts, [idle] * (part_count - len(parts)), scale)
         queue = [*whole, *[idle] * (whole_count - len(whole)), *parts, *[idle] * (part_count - len(parts))]
         for number, work in enumerate(queue):
@@ -237,7 +236,8 @@ class D2OTrainer(Trainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         world = self.accelerator.num_processes
         multiple = world * self.args.per_device_train_batch_size if world > 1 else 1
-        return GroupSampler(len(dataset), seed=self.args.data_seed or self.args.seed, multiple=multiple)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return GroupSampler(len(dataset), seed=seed, multiple=multiple)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any = None) -> Tensor:
         """Pairs of the whole optimizer step, over all micro-batches and ranks: the denominator of the loss."""

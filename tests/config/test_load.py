@@ -1,0 +1,231 @@
+"""The configuration: strict, with errors that name the key and the right one; every key of it does something."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.config import RunConfig, load_config
+from naysay.config.load import dotted_keys, parse_config
+from naysay.config.sampling import SamplingConfig
+from naysay.config.stages import STAGES
+from naysay.errors import ConfigError, InputNotFoundError
+from naysay.pipeline.graph import stage_module
+from naysay.pipeline.saved_config import config_values
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads_and_says_its_hardware(recipe):
+    config = load_config(recipe)
+    header = recipe.read_text(encoding="utf-8").split("\n\n")[0]
+    assert header.startswith("#")
+    assert "Hardware" in header
+    assert parse_config(config_values(config), "itself") == config
+
+
+def test_there_are_recipes():
+    assert "demo.yaml" in {path.name for path in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("training.lerning_rate=1", "'training.learning_rate'"),
+        ("trainin.beta=1", "'training'"),
+        ("anchors.filters.max_repetitions=1", "'anchors.filters.max_repetition'"),
+        ("beta=0.2", "'training.beta'"),
+        ("anchors.learning_rate=1", "'training.learning_rate'"),
+        ("training.lora.r_ank=8", "'training.lora.rank'"),
+        ("anchors.zzz=1", "known keys of anchors: k, temperature"),
+        ("zzz=1", "known keys of the top level: seed, model"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_one_that_was_meant(override, suggestion):
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[override])
+    message = str(caught.value)
+    assert (
+        f"unknown key {override.partition('=')[0].split('.')[0]!r}" in message or override.partition("=")[0] in message
+    )
+    assert suggestion in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("anchors.k=0", "anchors.k=-3", "anchors.k=2.5", "anchors.k=many", "anchors.temperature=0"),
+        *("anchors.top_p=0", "anchors.top_p=1.1", "anchors.top_k=-1", "anchors.max_new_tokens=0"),
+        *("anchors.instructions=[]", "anchors.filters.max_repetition=1.5", "anchors.filters.min_tokens=0"),
+        *("training.alpha=-0.1", "training.beta=-1", "training.learning_rate=0", "training.epochs=0"),
+        *("training.max_steps=0", "training.groups_per_step=0", "training.head_chunk=0", "training.save_steps=0"),
+        *("training.tokens_per_microbatch=1", "training.method=qlora", "training.lr_scheduler_type=sine"),
+        *("training.lora.rank=0", "training.lora.dropout=0.1", "training.learning_rate=.nan"),
+        *("training.learning_rate=.inf", "training.alpha=.inf", "anchors.temperature=.inf", "training.epochs=.inf"),
+        *("model.max_length=1", "model.dtype=int8", "model.name=null", "seed=-1", "seed=4294967296"),
+        *("data.dev_fraction=1", "data.heldout_fraction=-0.1", "data.limit.train=-1", "data.format=xml"),
+        *("data.map={prompts: q}", "data.near_duplicate_threshold=0", "sampling.batch_size=0", "sampling.backend=x"),
+        *("evaluation.split=train", "evaluation.kl_bound=0", "evaluation.bootstrap_samples=1"),
+        *("references.positive=", "evaluation.temperature=0", "evaluation.heldout_generations=-1"),
+    ],
+)
+def test_an_impossible_value_is_one_line_that_names_the_key(override):
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[override])
+    message = str(caught.value)
+    # A rule that joins two keys names their section.
+    assert key in message or key.rpartition(".")[0] in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.alpha=0", "training.beta=0"],
+        ["data.dev_fraction=0.5", "data.heldout_fraction=0.5"],
+        ["training.method=full", "training.lora.rank=4"],
+    ],
+    ids=["no loss", "nothing to train on", "adapter of a full training"],
+)
+def test_settings_that_contradict_each_other(overrides):
+    for override in overrides:
+        load_config(overrides=[override] if "rank" not in override else [])
+    with pytest.raises(ConfigError):
+        load_config(overrides=overrides)
+
+
+def test_yaml_then_flags_then_set(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("seed: 3\ntraining: {beta: 0.3, learning_rate: 2e-5}\nanchors: {k: 4}\n")
+    config = load_config(recipe, ["training.beta=0.4", "anchors.k = 5"], {"training.beta": 9.0, "model.name": "m"})
+    assert (config.seed, config.training.beta, config.anchors.k, config.model.name) == (3, 0.4, 5, "m")
+    assert config.training.learning_rate == 2e-5  # YAML 1.1 reads this as a text
+    assert load_config(overrides=["training.learning_rate=1e-3"]).training.learning_rate == 1e-3
+    assert load_config() == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("- 1", "expected a mapping"), ("training: {beta: x}", "training.beta")],
+)
+def test_a_broken_recipe_is_one_line(tmp_path, text, message):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(recipe)
+    assert str(recipe) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_and_a_broken_override():
+    with pytest.raises(InputNotFoundError, match="no such file"):
+        load_config("nowhere.yaml")
+    for override in ("training.beta", "=1", "training.beta=[", "seed.x.y=1"):
+        with pytest.raises(ConfigError):
+            load_config(overrides=["seed=1", override])
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        load_config().anchors.k = 3
+
+
+ONE_VALUE = {"sampling.backend", "training.lora.dropout"}
+OTHER = {
+    "seed": 1,
+    "model.name": "other",
+    "model.revision": "main",
+    "model.dtype": "bfloat16",
+    "model.device": "cpu",
+    "model.chat_template": "chat.jinja",
+    "data.path": "other.jsonl",
+    "data.format": "hh_rlhf",
+    "data.map": {"prompt": "question"},
+    "data.benign": "benign.jsonl",
+    "anchors.instructions": ["Be kind."],
+    "anchors.filters.drop_refusals": True,
+    "references.positive": "other",
+    "references.negative": "other",
+    "training.method": "full",
+    "training.lr_scheduler_type": "linear",
+    "training.max_steps": 5,
+    "training.tokens_per_microbatch": 100,
+    "training.gradient_checkpointing": True,
+    "training.lora.target_modules": ["q_proj"],
+    "training.trainer_args": {"adam_beta2": 0.9},
+    "evaluation.split": "dev",
+}
+
+
+def another(key):
+    """A possible value of a key that is not its default."""
+    if key in OTHER:
+        return OTHER[key]
+    value = RunConfig().model_dump()
+    for part in key.split("."):
+        value = value[part]
+    if value is None:
+        return 7
+    return value + 1 if isinstance(value, int) else value / 2 or 0.5
+
+
+def stage_settings(config):
+    return {stage: stage_module(stage).settings(config) for stage in STAGES}
+
+
+@pytest.mark.parametrize("key", [key for key in dotted_keys(RunConfig) if key not in ONE_VALUE])
+def test_every_key_decides_what_some_stage_does(key):
+    """A key that no stage counts among its settings could be changed without any stage being done again."""
+    changed = load_config(values={key: another(key)})
+    before, after = stage_settings(RunConfig()), stage_settings(changed)
+    assert [stage for stage in STAGES if before[stage] != after[stage]]
+
+
+@pytest.mark.parametrize("key", dotted_keys(RunConfig))
+def test_every_key_is_read_by_some_code(key):
+    """`settings` dumps whole sections, so a key that nothing reads would not be seen by the test above."""
+    source = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "src" / "naysay").rglob("*.py")
+        if "config" not in path.relative_to(ROOT / "src" / "naysay").parts[:-1]
+    )
+    if key.startswith("data.limit."):  # read by the name of the split
+        assert "getattr(config.data.limit, name)" in source
+    elif key.startswith("references."):  # read by role, or by its name
+        assert re.search(r"getattr\(\w*(self\.)?config\.references, role\)", source)
+    elif key == "sampling.backend":  # there is one engine so far; a second one must be read
+        assert get_args(SamplingConfig.model_fields["backend"].annotation) == ("hf",)
+    else:
+        assert re.search(rf"\.{key.rsplit('.', 1)[-1]}\b", source), f"no code reads {key}"
+
+
+@pytest.mark.parametrize(
+    ("key", "stages"),
+    [
+        ("evaluation.kl_bound", ["report"]),
+        ("anchors.filters.drop_refusals", ["score"]),
+        ("anchors.temperature", ["sample"]),
+        ("training.learning_rate", ["train", "report"]),
+        ("evaluation.temperature", ["evaluate"]),
+        ("data.heldout_fraction", ["ingest"]),
+        ("references.positive", ["train", "evaluate"]),
+        ("model.max_length", ["ingest", "sample", "train", "evaluate"]),
+    ],
+)
+def test_a_key_touches_the_stages_that_read_it_and_no_other(key, stages):
+    before, after = stage_settings(RunConfig()), stage_settings(load_config(values={key: another(key)}))
+    assert [stage for stage in STAGES if before[stage] != after[stage]] == stages
+
+
+def test_settings_are_json_and_do_not_depend_on_where_the_run_lies(tmp_path):
+    for stage in STAGES:
+        yaml.safe_dump(stage_module(stage).settings(RunConfig()))
+        assert str(tmp_path) not in str(stage_module(stage).settings(RunConfig()))
+    assert RunDirectory(tmp_path).config == tmp_path / "config.yaml"

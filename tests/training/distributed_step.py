@@ -1,0 +1,116 @@
+"""What test_distributed.py runs in one process and in two: the same groups, trained with the same optimizer steps.
+
+python -m torch.distributed.run --nproc_per_node 2 tests/training/distributed_step.py FOLDER
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+
+from conftest import make_model, make_tokenizer
+from naysay.training.config import D2OConfig
+from naysay.training.data import GroupSampler
+from naysay.training.trainer import D2OTrainer
+
+SEED = 3
+BUDGET = 100
+GROUPS = 11
+# What one process does, and what each of two does: 4 groups a step, so 3 steps, the last one of 3 groups.
+SCENARIOS = {
+    "plain": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
+    "accumulated": (
+        {"per_device_train_batch_size": 4},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+    ),
+    "lora": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
+}
+
+
+class Recorded(D2OTrainer):
+    """Remembers how much work this rank had in each training step: (whole micro-batches, parts of large groups)."""
+
+    def _most_of_all_ranks(self, *counts):
+        self.work = [*getattr(self, "work", []), list(counts)]
+        return super()._most_of_all_ranks(*counts)
+
+
+def uneven_rows():
+    """Groups of 40 to 300 tokens. The first two groups of the first step exceed the budget with every single answer,
+    so that rank 0 has parts only and rank 1 whole micro-batches only; two groups of the last step are equal."""
+    long, middle = "no " * 20, "because " * 4
+    by_position = [
+        {"prompt": "A", "rejected": "x" + long, "anchors": ["a" + long, "b" + long, "c" + long]},
+        {"prompt": "B", "rejected": ["y" + long, "short"], "anchors": ["d" + long, "e" + long]},
+        {"prompt": "C", "rejected": "Sure", "anchors": ["n", "I will not"]},
+        {"prompt": "D", "rejected": ["Yes", "Ok", "Go"], "anchors": ["no"]},
+        {"prompt": "E", "rejected": middle, "anchors": ["Why?", middle + "!"]},
+        {"prompt": "F", "rejected": "f", "anchors": ["g"] * 3},
+        {"prompt": "G", "rejected": "z" + long, "anchors": ["h" + long, "short"]},
+        {"prompt": "H", "rejected": "h", "anchors": ["i", "j"]},
+        {"prompt": "I", "rejected": "same", "anchors": ["k", "l", middle]},
+        {"prompt": "J", "rejected": ["m", "n"], "anchors": [middle]},
+        {"prompt": "I", "rejected": "same", "anchors": ["k", "l", middle]},
+    ]
+    rows = [{}] * GROUPS
+    for row, index in zip(by_position, GroupSampler(GROUPS, seed=SEED), strict=True):
+        rows[index] = row
+    return rows
+
+
+def train(folder, name, *, ranks):
+    """Train one scenario as one of `ranks` processes; what comes out, as JSON and tensors below `folder`."""
+    lora = name == "lora"
+    arguments = D2OConfig(
+        output_dir=str(folder / name),
+        optim="adamw_torch" if lora else "sgd",
+        learning_rate=1e-3 if lora else 0.05,
+        lr_scheduler_type="constant",
+        num_train_epochs=1,
+        max_grad_norm=1e6,
+        tokens_per_microbatch=BUDGET,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=SEED,
+        dataloader_pin_memory=False,
+        **({"ddp_backend": "gloo"} if ranks > 1 else {}),
+        **SCENARIOS[name][ranks - 1],
+    )
+    trainer = Recorded(
+        model=make_model(dtype=torch.float64),
+        args=arguments,
+        train_dataset=uneven_rows(),
+        processing_class=make_tokenizer(),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear") if lora else None,
+    )
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    trainer.train()
+    groups = trainer.train_dataset.groups
+    return {
+        "ranks": trainer.accelerator.num_processes,
+        "weights": {name: p.detach().clone() for name, p in trained.items()},
+        "moved": max(float((p.detach() - before[name]).abs().max()) for name, p in trained.items()),
+        "references": [[*group.ref_anchors, *group.ref_negatives] for group in groups],
+        "log": [row for row in trainer.state.log_history if "margin" in row],
+        "work": trainer.work,
+        "steps": trainer.state.global_step,
+    }
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    for name in SCENARIOS:
+        result = train(folder, name, ranks=2)
+        torch.save(result.pop("weights"), folder / f"{name}-{rank}.pt")
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
