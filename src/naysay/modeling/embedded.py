@@ -48,8 +48,10 @@ def model_folder(name: str = NAME) -> Path:
         raise ModelError(f"model.name: unknown embedded model {name!r}; the one there is: {NAME}")
     folder = cache_root() / "models" / f"smollm2-135m-{_GGUF_SHA256[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if _intact(folder):
+        return folder
     with FileLock(folder.with_suffix(".lock")):
-        if not _intact(folder):
+        if not _intact(folder):  # another process may have converted it while this one waited
             source = _gguf_path()
             write_directory_atomic(folder, lambda temporary: _convert(source, temporary))
     return folder
