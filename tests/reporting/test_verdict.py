@@ -52,6 +52,14 @@ def test_a_good_run_is_separated_and_says_its_numbers(evaluation: Evaluation) ->
     )
 
 
+def test_what_separation_cost_is_said(evaluation: Evaluation) -> None:
+    evaluation["benign"]["nats_per_token_change"] = estimate(0.08, 0.06, 0.1)
+    text = decide(evaluation, 0.10).text
+    assert text.endswith(
+        "benign +0.080 [+0.060, +0.100] nats/token, good answers to harmless prompts became less likely."
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "label"),
     [

@@ -20,10 +20,10 @@ MORAL_INSTRUCTIONS = (
 class AnchorFilters(Section):
     """When an anchor is not trained on. Every drop is counted by its reason."""
 
-    max_repetition: float = Field(0.35, ge=0.0, le=1.0)
+    max_repetition: float = Field(default=0.35, ge=0.0, le=1.0)
     """Degenerate when more than this share of its word 3-grams are repeats."""
 
-    min_tokens: int = Field(1, ge=1)
+    min_tokens: int = Field(default=1, ge=1)
     """Response tokens without the end-of-turn token."""
 
     drop_refusals: bool = False
@@ -33,19 +33,19 @@ class AnchorFilters(Section):
 class AnchorsConfig(Section):
     """K answers per prompt from the initial policy, drawn under a moral instruction, trained under the bare prompt."""
 
-    k: int = Field(11, ge=1)
+    k: int = Field(default=11, ge=1)
     """Anchors per prompt. 11 is the paper's."""
 
-    temperature: float = Field(0.7, gt=0.0)
+    temperature: float = Field(default=0.7, gt=0.0)
     """Our choice (the paper's is unknown): small models write nonsense at 1.0."""
 
-    top_k: int = Field(50, ge=0)
+    top_k: int = Field(default=50, ge=0)
     """Keep the k most likely tokens; 0 = all. Our choice."""
 
-    top_p: float = Field(0.9, gt=0.0, le=1.0)
+    top_p: float = Field(default=0.9, gt=0.0, le=1.0)
     """Keep the smallest set of tokens with this probability. Our choice."""
 
-    max_new_tokens: int = Field(128, ge=1)
+    max_new_tokens: int = Field(default=128, ge=1)
     """Longest anchor, in tokens."""
 
     instructions: Annotated[tuple[str, ...], Field(min_length=1)] = MORAL_INSTRUCTIONS

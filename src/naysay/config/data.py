@@ -57,7 +57,7 @@ class DataConfig(Section):
     heldout_fraction: Fraction = 0.2
     """Share of prompts that are scored once, at the end."""
 
-    near_duplicate_threshold: float = Field(0.7, gt=0.0, le=1.0)
+    near_duplicate_threshold: float = Field(default=0.7, gt=0.0, le=1.0)
     """Prompts whose 3-word shingles have at least this Jaccard similarity (exact) go to the same split."""
 
     limit: SplitLimits = Field(default_factory=SplitLimits)

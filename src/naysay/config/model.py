@@ -25,5 +25,5 @@ class ModelConfig(Section):
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."""
 
-    max_length: int = Field(1024, ge=8)
+    max_length: int = Field(default=1024, ge=8)
     """Longest prompt plus answer, in tokens. Longer rows are dropped and counted, never truncated."""

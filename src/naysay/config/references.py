@@ -15,8 +15,8 @@ INITIAL = "initial"
 class ReferencesConfig(Section):
     """Both default to the initial policy, as in the paper's experiments."""
 
-    positive: str = Field(INITIAL, min_length=1)
+    positive: str = Field(default=INITIAL, min_length=1)
     """r+, the denominator of the negatives: `initial`, a model, or a folder with a peft adapter of `model.name`."""
 
-    negative: str = Field(INITIAL, min_length=1)
+    negative: str = Field(default=INITIAL, min_length=1)
     """r-, the denominator of the anchors: `initial`, a model, or a folder with a peft adapter of `model.name`."""

@@ -15,7 +15,7 @@ from naysay.config.training import TrainingConfig
 class RunConfig(Section):
     """Everything that decides what a run computes."""
 
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the split, of every anchor and generation, and of the order of the training data."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)

@@ -13,5 +13,5 @@ class SamplingConfig(Section):
     backend: Literal["hf"] = "hf"
     """`hf` = transformers on this machine."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Rows generated together. Part of the batch plan: another value may change the last bits of the logits."""

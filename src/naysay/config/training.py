@@ -10,10 +10,10 @@ from naysay.config.base import Section
 class LoraSettings(Section):
     """LoRA on all linear layers but the head."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank of the update."""
 
-    alpha: int = Field(32, ge=1)
+    alpha: int = Field(default=32, ge=1)
     """Scale: the update is multiplied by alpha / rank."""
 
     dropout: float = 0.0
@@ -37,47 +37,47 @@ class TrainingConfig(Section):
     method: Literal["lora", "full"] = "lora"
     """`lora` writes adapter/, `full` writes model/."""
 
-    alpha: float = Field(0.1, ge=0.0)
+    alpha: float = Field(default=0.1, ge=0.0)
     """Weight of the negative's log-ratio. 0.1 is the paper's."""
 
-    beta: float = Field(0.1, ge=0.0)
+    beta: float = Field(default=0.1, ge=0.0)
     """Weight of the anchors' mean log-ratio. 0.1 is the paper's."""
 
-    learning_rate: float = Field(1e-4, gt=0.0)
+    learning_rate: float = Field(default=1e-4, gt=0.0)
     """Peak learning rate. Our choice."""
 
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     """Our choice."""
 
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up."""
 
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's."""
 
-    max_grad_norm: float = Field(1.0, gt=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
     """Gradients are clipped to this norm."""
 
-    epochs: float = Field(1.0, gt=0.0)
+    epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the training prompts; ignored where `max_steps` is set."""
 
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; None = by `epochs`."""
 
-    groups_per_step: int = Field(8, ge=1)
+    groups_per_step: int = Field(default=8, ge=1)
     """Prompt groups in one optimizer step and process."""
 
-    tokens_per_microbatch: int | None = Field(None, ge=16)
+    tokens_per_microbatch: int | None = Field(default=None, ge=16)
     """Token budget of one forward and backward; a group that exceeds it alone is trained exactly in two passes. None =
     1024 on a CPU (more is slower there: fresh pages cost more than the arithmetic) and 16384 elsewhere."""
 
-    head_chunk: int = Field(1024, ge=1)
+    head_chunk: int = Field(default=1024, ge=1)
     """Response tokens that meet the LM head at a time: the largest [tokens, vocabulary] tensor that ever exists."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
-    save_steps: int = Field(10, ge=1)
+    save_steps: int = Field(default=10, ge=1)
     """Optimizer steps between checkpoints (what a killed run loses at most)."""
 
     lora: LoraSettings = Field(default_factory=LoraSettings)

@@ -94,8 +94,9 @@ def _convert(source: Path, folder: Path) -> None:
     with quiet_loading(), redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    model.hf_quantizer = None
-    del model.config.quantization_config
+    # Saved as plain weights: what says that they are quantized must go.
+    model.hf_quantizer = None  # pyright: ignore[reportArgumentType]  torch declares attributes as modules
+    delattr(model.config, "quantization_config")
     model.config._name_or_path = NAME
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)

@@ -26,7 +26,7 @@ class RateColumn(ProgressColumn):
 
 
 @contextmanager
-def progress_bar(description: str, total: float, unit: str, done: float = 0) -> Iterator["Advance"]:
+def progress_bar(description: str, total: float, unit: str, done: int = 0) -> Iterator["Advance"]:
     """A rich bar on stderr with rate and time left; silent where stderr is not a terminal."""
     console = Console(stderr=True)
     columns = (

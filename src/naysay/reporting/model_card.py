@@ -10,10 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from naysay.artifacts.manifest import Manifest
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.config.run import RunConfig
-from naysay.reporting.formatting import with_interval
+from naysay.reporting.formatting import Style, with_interval
 from naysay.reporting.verdict import Verdict
 
-_FIGURES = (
+_FIGURES: tuple[tuple[str, tuple[str, ...], Style], ...] = (
     ("margin of held-out groups (nats)", ("heldout", "margin"), "signed"),
     ("separation, acceptable minus rejected (nats/token)", ("heldout", "separation"), "signed"),
     ("pairs ranked right, change", ("heldout", "pair_accuracy_change"), "points"),

@@ -193,7 +193,9 @@ def _figures(evaluation: Evaluation, kl_bound: float, label: Label) -> list[str]
     if label != "collapsed":
         parts.append(f"degenerate {_before_after(evaluation, 'degenerate')}")
     benign = _find(evaluation, "benign", "nats_per_token_change")
-    parts.append(f"benign {with_interval(benign)} nats/token" if benign else "benign answers not measured")
+    parts.append(
+        f"benign {with_interval(benign)} nats/token{_price(benign)}" if benign else "benign answers not measured"
+    )
     return parts
 
 
@@ -242,3 +244,8 @@ def _pooled(estimates: list[Estimate]) -> Estimate:
         down += (share * (estimate["value"] - estimate["ci_low"])) ** 2
         up += (share * (estimate["ci_high"] - estimate["value"])) ** 2
     return {"value": value, "ci_low": value - down**0.5, "ci_high": value + up**0.5, "n": n}
+
+
+def _price(benign: Estimate) -> str:
+    """What separation cost: said whenever good answers to harmless prompts became less likely."""
+    return ", good answers to harmless prompts became less likely" if _above_zero(benign) else ""

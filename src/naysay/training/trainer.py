@@ -63,7 +63,10 @@ class D2OTrainer(Trainer):
         ModelError: no chat template, dropout above 0, or not a causal LM.
     """
 
+    # Declared by the Trainer as what its callers may pass; here they are known.
     args: D2OConfig
+    model: nn.Module
+    train_dataset: GroupDataset
 
     def __init__(
         self,
@@ -113,7 +116,9 @@ class D2OTrainer(Trainer):
             **kwargs,
         )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> Any:
         """As transformers' own; `True` goes on from the newest complete checkpoint.
 
         Raises:
@@ -122,7 +127,7 @@ class D2OTrainer(Trainer):
             InputNotFoundError: `True`, and there is no complete checkpoint.
         """
         if resume_from_checkpoint is True:
-            found = last_complete(Path(self.args.output_dir))
+            found = last_complete(_output_dir(self.args))
             if found is None:
                 raise InputNotFoundError(
                     f"{self.args.output_dir}: no complete checkpoint to resume from; call train() without it"
@@ -130,7 +135,7 @@ class D2OTrainer(Trainer):
             resume_from_checkpoint = str(found)
         if resume_from_checkpoint:
             check_references(Path(resume_from_checkpoint), self.reference_digests)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -269,13 +274,15 @@ class D2OTrainer(Trainer):
         if self.accelerator.num_processes == 1:
             return list(counts)
         mine = torch.tensor([counts], device=self.args.device)
-        return self.accelerator.gather(mine).amax(0).tolist()
+        gathered: Any = self.accelerator.gather(mine)
+        return gathered.amax(0).tolist()
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
             return value
         # float32: some backends have no float64.
-        return self.accelerator.reduce(value.to(self.args.device, torch.float32), reduction="sum").cpu()
+        summed: Any = self.accelerator.reduce(value.to(self.args.device, torch.float32), reduction="sum")
+        return summed.cpu()
 
     @contextmanager
     def _synchronised(self, model: nn.Module, *, last: bool) -> Iterator[None]:
@@ -310,13 +317,17 @@ def _add_references(
         groups,
         references,
         tokenizer,
-        cache_root=Path(args.reference_cache_dir or Path(args.output_dir) / "reference_cache"),
+        cache_root=Path(args.reference_cache_dir or _output_dir(args) / "reference_cache"),
         tokens_per_microbatch=token_budget(args.tokens_per_microbatch, args.device),
         head_chunk=args.head_chunk,
         rank=args.process_index,
         world_size=args.world_size,
         barrier=_barrier,
     )
+
+
+def _output_dir(args: D2OConfig) -> Path:
+    return Path(args.output_dir or "d2o_output")
 
 
 def _as_reference(given: nn.Module | Reference | None, initial: Reference, tokenizer: Any) -> Reference:
