@@ -131,6 +131,8 @@ DRIVER = """
     from naysay.cli.main import main
     from naysay.pipeline import graph
 
+    # A test run in the background (nohup, &) ignores SIGINT, and its children inherit that; a terminal does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stages = fake_stages()
     work = stages["train"].run
     def slow(config, run, **injected):

@@ -22,13 +22,15 @@ from naysay.training.trainer import D2OTrainer
 WEIGHTS = "adapter_model.safetensors"
 # Slow enough that a signal arrives while there is work left.
 DRIVER = """
-    import sys, time
+    import signal, sys, time
     import torch
     from naysay.generation.hf import HFSampler
     from naysay.training.trainer import D2OTrainer
     from naysay.cli.main import main
 
     torch.set_num_threads(1)
+    # A test run in the background (nohup, &) ignores SIGINT, and its children inherit that; a terminal does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def slowed(work):
         def slow(*args, **kwargs):

@@ -1,6 +1,7 @@
 """The held-out figures, against values worked by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -129,3 +130,11 @@ def test_a_group_holds_each_answer_once():
     prompt, answers = group_of([1, 2], [[3], [4]], [[3]], [[5], [4]])
     assert (prompt, answers) == ([1, 2], [(3,), (4,), (5,)])
     assert math.isclose(Scores(-3.0, -1.0, 4).change_per_token, 0.5)
+
+
+def test_the_change_of_the_end_of_turn_is_a_mean_over_answers_that_ended():
+    ended = replace(FIRST, end_log_ratios=[-0.5, 0.1])
+    metrics = heldout_metrics([ended, SECOND, replace(NO_ANCHOR, end_log_ratios=[-2.0])], **SETTINGS)
+    assert metrics["end_of_turn_log_ratio"].value == pytest.approx((-0.5 + 0.1 - 2.0) / 3)
+    assert metrics["end_of_turn_log_ratio"].n == 2
+    assert heldout_metrics([FIRST], **SETTINGS)["end_of_turn_log_ratio"].value is None

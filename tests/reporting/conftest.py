@@ -38,6 +38,7 @@ EVALUATION: dict[str, Any] = {
         "anchor_log_ratio_per_token": estimate(-0.004),
         "acceptable_log_ratio_per_token": estimate(-0.029),
         "separation": estimate(0.052),
+        "end_of_turn_log_ratio": estimate(-0.01),
         "pair_accuracy_base": estimate(0.52, 0.14),
         "pair_accuracy_tuned": estimate(0.65, 0.13),
         "pair_accuracy_change": estimate(0.13, 0.09),

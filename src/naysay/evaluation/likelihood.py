@@ -36,6 +36,8 @@ class HeldoutGroup:
     acceptable: Sequence[Scores]
     ref_anchors: Sequence[float]
     ref_negatives: Sequence[float]
+    end_log_ratios: Sequence[float] = ()
+    """Change of log π(end of turn) behind each answer that ended by itself, in nats."""
 
     def margins(self, *, alpha: float, beta: float) -> list[float]:
         """Margin (nats) of each pair under the tuned policy, as in training."""
@@ -74,6 +76,7 @@ def heldout_metrics(
         "negative_log_ratio_per_token": per_token("negatives"),
         "anchor_log_ratio_per_token": per_token("anchors"),
         "acceptable_log_ratio_per_token": per_token("acceptable"),
+        "end_of_turn_log_ratio": over({g.prompt_id: list(g.end_log_ratios) for g in groups}),
         "separation": over({g.prompt_id: [_separation(g)] for g in both}),
         **_pair_metrics(both),
     }

@@ -16,7 +16,7 @@ from naysay.errors import RunDirectoryError
 from naysay.evaluation.generations import generate_both, outcome_metrics
 from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token
 from naysay.modeling.adapters import INITIAL, BaseAndTuned, load_reference
-from naysay.modeling.chat import encode_prompt, encode_response, template_file
+from naysay.modeling.chat import encode_prompt, encode_response, end_of_turn_id, template_file
 from naysay.modeling.digests import policy_digest
 from naysay.modeling.divergence import kl_divergence
 from naysay.modeling.forward import token_budget
@@ -40,10 +40,21 @@ class _Case:
     anchors: Answers
     negatives: Answers
     acceptable: Answers
+    end_id: int
+
+    @property
+    def ended(self) -> list[Sequence[int]]:
+        """Held-out answers that ended by themselves, each once."""
+        if self.prompt.split == "benign":
+            return []
+        answers = dict.fromkeys(tuple(ids) for kind in (self.anchors, self.negatives, self.acceptable) for ids in kind)
+        return [ids for ids in answers if len(ids) > 1 and ids[-1] == self.end_id]
 
     @property
     def tokens(self) -> TokenGroup:
-        return group_of(self.prompt_ids, self.anchors, self.negatives, self.acceptable)
+        """All answers, and those that ended also without their end: the difference is log π(end of turn)."""
+        without_end = [ids[:-1] for ids in self.ended]
+        return group_of(self.prompt_ids, self.anchors, self.negatives, self.acceptable, without_end)
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -150,6 +161,9 @@ class _Scorer:
                 acceptable=scored(case.acceptable, before, after),
                 ref_anchors=[m[tuple(ids)] for ids in case.anchors],
                 ref_negatives=[p[tuple(ids)] for ids in case.negatives],
+                end_log_ratios=[
+                    (after[ids] - after[ids[:-1]]) - (before[ids] - before[ids[:-1]]) for ids in map(tuple, case.ended)
+                ],
             )
             for case, before, after, m, p in zip(cases, base, tuned, minus, plus, strict=True)
         ]
@@ -209,6 +223,7 @@ def _cases(config: RunConfig, run: RunDirectory, tokenizer: Any) -> list[_Case]:
             anchors=[anchors[anchor_id].token_ids for anchor_id in kept.get(prompt.prompt_id, ())],
             negatives=negatives.get(prompt.prompt_id, []),
             acceptable=acceptable.get(prompt.prompt_id, []),
+            end_id=end_of_turn_id(tokenizer),
         )
         if prompt.split == "benign" or case.negatives:
             cases.append(case)

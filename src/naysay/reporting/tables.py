@@ -112,6 +112,11 @@ MEASURES = (
         "log-ratio, nats/token, of answers sampled for held-out prompts; should stay near 0",
         change="heldout.anchor_log_ratio_per_token",
     ),
+    Measure(
+        "End of turn",
+        "change of its log-prob where held-out answers ended, nats; well below 0: answers no longer end",
+        change="heldout.end_of_turn_log_ratio",
+    ),
     BENIGN,
     KL_TO_TUNED,
     KL_TO_BASE,
