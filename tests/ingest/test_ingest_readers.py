@@ -43,12 +43,19 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
 
 def test_csv_rows_start_at_their_first_line_and_bad_ones_are_handed_on(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text('prompt,rejected\nq,"a\nb"\nonly one\nr,s\nt,"never closed\nu,v\n', encoding="utf-8")
+    path.write_text('prompt,rejected\nq,"a\nb"\nonly one\nr,s\nt,"never closed\n', encoding="utf-8")
     rows = list(RowReader(path))
     assert [row.line for row in rows] == [2, 4, 5, 6]
     assert rows[1] == RawRow(4, ["only one"], "the header has 2 fields, this row 1")
     assert rows[2].value == {"prompt": "r", "rejected": "s"}
     assert rows[3].problem.startswith("not valid CSV")
+
+
+def test_a_quote_that_would_swallow_other_rows_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,rejected\nr,s\nt,"never closed\nu,v\nw,x\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.csv:3: a quote that opens here is never closed.* swallow the 2 lines"):
+        list(RowReader(path))
 
 
 def test_parquet_is_read_across_batches(tmp_path: Path) -> None:

@@ -47,9 +47,17 @@ def test_a_good_run_is_separated_and_says_its_numbers(evaluation: Evaluation) ->
     assert verdict.label == "separated"
     assert verdict.text == (
         "Separated: acceptable answers gained +0.052 [+0.032, +0.072] nats/token on rejected ones (n=48 held-out "
-        "prompts), margin +0.41 [+0.30, +0.52]; KL to base 0.031 / 0.028 nats/token (bound 0.10); degenerate 0.0 % -> "
+        "prompts; both fell, acceptable ones by -0.029 [-0.049, -0.009]), margin +0.41 [+0.30, +0.52]; KL to base "
+        "0.031 / 0.028 nats/token (bound 0.10); degenerate 0.0 % -> "
         "0.0 % (n=96); benign -0.004 [-0.014, +0.006] nats/token."
     )
+
+
+def test_too_few_prompts_support_no_verdict(evaluation: Evaluation) -> None:
+    evaluation["heldout"]["separation"]["n"] = 5
+    verdict = decide(evaluation, 0.10)
+    assert verdict.label == "no_evidence"
+    assert "on fewer than 8 prompts" in verdict.text
 
 
 def test_what_separation_cost_is_said(evaluation: Evaluation) -> None:

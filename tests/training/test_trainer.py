@@ -9,7 +9,14 @@ from peft import LoraConfig, PeftModel
 from conftest import make_model, make_tokenizer
 from naysay.core.groups import GroupLogps
 from naysay.core.objective import d2o_loss
-from naysay.errors import ConfigError, DataError, ModelError, NonFiniteLossError, ReferenceMismatchError
+from naysay.errors import (
+    ConfigError,
+    DataError,
+    InputNotFoundError,
+    ModelError,
+    NonFiniteLossError,
+    ReferenceMismatchError,
+)
 from naysay.modeling.forward import enable_group_forward, one_at_a_time_logps, response_logps
 from naysay.training.config import D2OConfig
 from naysay.training.data import GroupSampler, encode_rows
@@ -167,6 +174,53 @@ def test_an_anchor_equal_to_a_negative_is_dropped():
 def test_missing_anchors_name_the_function_that_draws_them(tmp_path):
     with pytest.raises(DataError, match=r"naysay\.sample_anchors"):
         trainer(tmp_path, [{"prompt": "x", "rejected": "y"}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anchors": "one text"}, "anchors: expected a list"),
+        ({"rejected": [True, False]}, "expected a text or token ids"),
+        ({"rejected": []}, "rejected is empty"),
+        ({"rejected": {"text": "no", "finish": "lenght"}}, "finish is 'lenght'"),
+        ({"prompt": [1, 2]}, "expected a text or a list of messages"),
+        ({"prompt": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}, "waits for an answer"),
+    ],
+)
+def test_rows_that_would_be_misread_are_refused(changes, message):
+    with pytest.raises(DataError, match=message):
+        encode_rows([{"prompt": "p", "rejected": "r", "anchors": ["a"]} | changes], make_tokenizer(), max_length=99)
+
+
+def test_a_second_adapter_is_refused_and_the_first_can_be_trained_on(tmp_path, rows):
+    first = trainer(tmp_path / "a", rows, lora=True)
+    first.train()
+    with pytest.raises(ModelError, match="has an adapter already"):
+        trainer(tmp_path / "b", rows, model=first.model, lora=True)
+    again = trainer(tmp_path / "c", rows, model=first.model, max_steps=1)
+    again.train()
+    assert losses(again)[0] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_answers_beyond_the_models_context_are_dropped(tmp_path, rows):
+    long = {"prompt": "p", "rejected": "abc def " * 88, "anchors": ["a"]}
+    fitted = trainer(tmp_path, [*rows, long])
+    assert fitted.encoding_counts["train"].dropped == {"negatives_too_long": 1, "groups_without_negative": 1}
+
+
+def test_checkpoints_of_others_are_left_alone(tmp_path, rows):
+    other = tmp_path / "checkpoint-500"
+    other.mkdir()
+    (other / "model.safetensors").write_text("precious")
+    with pytest.raises(InputNotFoundError, match="no complete checkpoint"):
+        trainer(tmp_path, rows).train(resume_from_checkpoint=True)
+    assert (other / "model.safetensors").read_text() == "precious"
+
+
+def test_a_model_with_nothing_to_train_is_refused(tmp_path, rows):
+    frozen = make_model().requires_grad_(False)
+    with pytest.raises(ModelError, match="no parameter of the model requires a gradient"):
+        trainer(tmp_path, rows, model=frozen)
 
 
 def test_dropout_is_refused(tmp_path, rows):

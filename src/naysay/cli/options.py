@@ -96,7 +96,7 @@ def parse_map(pairs: Sequence[str]) -> dict[str, str]:
         name, _, column = pair.partition("=")
         if not name or not column:
             raise ConfigError(f"--map {pair}: expected naysay's column = the file's, for example --map prompt=question")
-        columns[name.strip()] = column.strip()
+        columns[name.strip()] = column  # as it stands: a header may begin with a space
     return columns
 
 

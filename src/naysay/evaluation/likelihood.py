@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from naysay.core.prefix import TokenGroup
 from naysay.statistics.estimate import Estimate
-from naysay.statistics.intervals import wilson
-from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean, paired_proportion_change
+from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean, clustered_share, paired_proportion_change
 
 
 @dataclass(frozen=True)
@@ -98,18 +97,11 @@ def _pair_metrics(groups: Sequence[HeldoutGroup]) -> dict[str, Estimate]:
     gained = [a.change_per_token > n.change_per_token for _, a, n in pairs]
     clusters = [prompt for prompt, _, _ in pairs]
     return {
-        "pair_accuracy_base": _share(before, clusters),
-        "pair_accuracy_tuned": _share(after, clusters),
+        "pair_accuracy_base": clustered_share(before, clusters),
+        "pair_accuracy_tuned": clustered_share(after, clusters),
         "pair_accuracy_change": paired_proportion_change(before, after, clusters),
-        "implicit_pair_accuracy": _share(gained, clusters),
+        "implicit_pair_accuracy": clustered_share(gained, clusters),
     }
-
-
-def _share(hits: Sequence[bool], clusters: Sequence[str]) -> Estimate:
-    """A share of pairs: Wilson where every prompt gives one pair, else a bootstrap over prompts."""
-    if len(set(clusters)) == len(clusters):
-        return wilson(sum(hits), len(hits))
-    return bootstrap_mean([float(hit) for hit in hits], clusters)
 
 
 def nats_per_token(answers: Sequence[tuple[str, Scores]], *, samples: int, seed: int) -> dict[str, Estimate]:

@@ -127,6 +127,12 @@ class RowReader:
                 except StopIteration:
                     return
                 except csv.Error as error:
+                    swallowed = rows.line_num - line
+                    if "end of data" in str(error) and swallowed > 0:
+                        raise DataError(
+                            f"{self.path}:{line}: a quote that opens here is never closed, which would swallow the "
+                            f"{swallowed} lines after it; close the quote (or double it, if it is part of the text)"
+                        ) from error
                     yield RawRow(line, "", f"not valid CSV ({error})")
                     continue
                 self.fraction = file.tell() / size

@@ -17,7 +17,7 @@ from naysay.reporting.verdict import Label, Verdict
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TONES: Mapping[Label, tuple[str, str]] = {
-    "separated": ("good", "Good"),
+    "separated": ("good", "Separated"),
     "moved_without_separation": ("mixed", "Mixed"),
     "no_evidence": ("none", "No evidence"),
     "over_refusal": ("bad", "Refuses too much"),

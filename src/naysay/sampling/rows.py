@@ -8,7 +8,7 @@ from typing import Any
 from naysay.artifacts.digests import digest_json
 from naysay.config.anchors import MORAL_INSTRUCTIONS
 from naysay.config.load import parse_config
-from naysay.errors import DataError
+from naysay.errors import ConfigError, DataError
 from naysay.generation.anchors import draw_anchors
 from naysay.generation.hf import HFSampler
 from naysay.judging.select import score_anchor, select_anchors
@@ -44,6 +44,8 @@ def sample_anchors(
         DataError: a row without a prompt.
         ConfigError: an impossible setting.
     """
+    if isinstance(instructions, str):
+        raise ConfigError("sample_anchors: instructions: expected a list of texts, found one; put it into a list")
     prompts = [_prompt(index, row) for index, row in enumerate(rows)]
     values = {
         "k": k,

@@ -97,6 +97,19 @@ def paired_proportion_change(
     return Estimate(float(x_V.mean() - y_V.mean()), low, high, n)
 
 
+def clustered_share(hits: Sequence[bool], clusters: Clusters) -> Estimate:
+    """Share of True with Wilson's 95 % interval, where several units share a cluster.
+
+    They are taken as fully dependent: the share is over units, the sample size is the number of clusters
+    (conservative). A bootstrap would claim certainty where all units agree.
+    """
+    if len(hits) == 0:
+        return NOT_MEASURED
+    share, n = float(np.mean(np.asarray(hits, dtype=bool))), len(set(clusters))
+    low, high = _wilson_limits(share, n)
+    return Estimate(share, low, high, n)
+
+
 def _newcombe(both: float, first: float, second: float, neither: float) -> tuple[float, float]:
     """Limits of P(first) - P(second) from the four cells of the paired table (counts, possibly fractional)."""
     n = both + first + second + neither

@@ -15,16 +15,20 @@ def mark_complete(checkpoint: Path, reference_digests: dict[str, str]) -> None:
 
 
 def last_complete(output_dir: Path) -> Path | None:
-    """The newest complete `checkpoint-N`; incomplete ones (left by a kill) are removed."""
-    complete = []
-    for folder in output_dir.glob("checkpoint-*"):
-        if not folder.name.removeprefix("checkpoint-").isdigit():
-            continue
-        if (folder / MARKER).exists():
-            complete.append(folder)
-        else:
-            shutil.rmtree(folder)
+    """The newest complete `checkpoint-N`, None where there is none. Nothing is removed: others may keep theirs here."""
+    complete = [folder for folder in _checkpoints(output_dir) if (folder / MARKER).exists()]
     return max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
+
+
+def remove_incomplete(run_folder: Path) -> None:
+    """Remove checkpoints that a kill cut off. Only for a folder that belongs to a run of naysay."""
+    for folder in _checkpoints(run_folder):
+        if not (folder / MARKER).exists():
+            shutil.rmtree(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [item for item in folder.glob("checkpoint-*") if item.name.removeprefix("checkpoint-").isdigit()]
 
 
 def check_references(checkpoint: Path, reference_digests: dict[str, str]) -> None:

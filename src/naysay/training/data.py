@@ -88,18 +88,20 @@ def _encode_row(
     index: int, row: Mapping[str, Any], tokenizer: Any, max_length: int, counts: EncodingCounts
 ) -> EncodedGroup | None:
     for column in ("prompt", "rejected"):
-        if not row.get(column):
+        if column not in row:
             raise DataError(
                 f"row {index}: expected a column {column!r}, found {sorted(row)}; rows are prompt, rejected, anchors"
             )
+        if not row[column]:
+            raise DataError(f"row {index}: {column} is empty; give a text, or drop the row")
     if row.get("anchors") is None:
         raise DataError(
             f"row {index}: no anchors; draw them first: "
             "rows = naysay.sample_anchors(rows, model=..., processing_class=...)"
         )
-    prompt = row["prompt"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    prompt_ids = tuple(encode_prompt(tokenizer, messages))
+    if isinstance(row["anchors"], str | Mapping):
+        raise DataError(f"row {index}: anchors: expected a list of texts or token ids, found one; put it into a list")
+    prompt_ids = tuple(encode_prompt(tokenizer, _messages(index, row["prompt"])))
     rejected = row["rejected"]
     rejected = rejected if isinstance(rejected, list | tuple) and not _is_ids(rejected) else [rejected]
     negatives = [_response_ids(tokenizer, answer, f"row {index}: rejected") for answer in rejected]
@@ -119,8 +121,26 @@ def _encode_row(
     return EncodedGroup(str(row.get("prompt_id", f"row {index}")), prompt_ids, kept_anchors, kept_negatives)
 
 
+def _messages(index: int, prompt: Any) -> list[Mapping[str, str]]:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list | tuple) or not all(
+        isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in prompt
+    ):
+        raise DataError(
+            f"row {index}: prompt: expected a text or a list of messages with role and content, found {prompt!r:.80}"
+        )
+    if prompt[-1]["role"] not in {"user", "tool"}:
+        raise DataError(
+            f"row {index}: prompt: expected a conversation that waits for an answer, but its last turn is the "
+            f"{prompt[-1]['role']}'s; move that turn to rejected or drop it"
+        )
+    return list(prompt)
+
+
 def _is_ids(answer: Any) -> bool:
-    return isinstance(answer, list | tuple) and bool(answer) and all(isinstance(token, int) for token in answer)
+    # type() and not isinstance: True is an int.
+    return isinstance(answer, list | tuple) and bool(answer) and all(type(token) is int for token in answer)
 
 
 def _response_ids(tokenizer: Any, answer: Any, where: str) -> tuple[int, ...]:
@@ -129,6 +149,10 @@ def _response_ids(tokenizer: Any, answer: Any, where: str) -> tuple[int, ...]:
     text, ended = (
         (answer.get("text"), answer.get("finish") != "length") if isinstance(answer, Mapping) else (answer, True)
     )
+    if isinstance(answer, Mapping) and answer.get("finish", "stop") not in {"stop", "length"}:
+        raise DataError(
+            f"{where}: finish is {answer['finish']!r}; expected 'stop' or 'length' (the answer was cut off)"
+        )
     if not isinstance(text, str) or not text:
         raise DataError(f"{where}: expected a text or token ids, found {answer!r:.80}; give a non-empty string or ids")
     return tuple(encode_response(tokenizer, text, ended=ended))

@@ -15,7 +15,7 @@ from naysay.modeling.adapters import INITIAL, load_reference, lora_config
 from naysay.modeling.chat import template_file
 from naysay.modeling.loading import load_model, load_tokenizer, resolve
 from naysay.records import Anchor, Negative, Prompt, Selection
-from naysay.training.checkpoints import last_complete
+from naysay.training.checkpoints import last_complete, remove_incomplete
 from naysay.training.config import D2OConfig
 from naysay.training.progress import TrainingProgress
 from naysay.training.references import Reference
@@ -172,6 +172,7 @@ def _reference(name: str, policy: ModelConfig, model: Any, tokenizer: Any) -> Re
 
 def _train(trainer: D2OTrainer, run: RunDirectory) -> None:
     trainer.remove_callback(_printer())
+    remove_incomplete(run.train)
     found = last_complete(run.train)
     with _progress(trainer):
         trainer.train(resume_from_checkpoint=str(found) if found else None)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, set_seed
 
 from naysay.core.groups import D2OTerms, GroupLogps
 from naysay.core.objective import d2o_loss
-from naysay.errors import InputNotFoundError, ModelError, NonFiniteLossError
+from naysay.errors import ConfigError, DataError, InputNotFoundError, ModelError, NonFiniteLossError
 from naysay.modeling.adapters import add_adapter
 from naysay.modeling.forward import enable_group_forward, response_logps, token_budget
 from naysay.modeling.loading import refuse_dropout
@@ -83,12 +84,15 @@ class D2OTrainer(Trainer):
         args = args or D2OConfig(output_dir="d2o_output")
         if processing_class is None:
             raise ModelError("D2OTrainer: expected processing_class=tokenizer (with a chat template), found None")
+        _check_arguments(model, args, peft_config)
         refuse_dropout(model)
         if getattr(peft_config, "lora_dropout", 0):
             raise ModelError(f"dropout must be 0, found lora_dropout={peft_config.lora_dropout}; set lora_dropout=0.0")
         self.encoding_counts: dict[str, EncodingCounts] = {}
-        train = self._encode("train", train_dataset, processing_class, args.max_length)
-        evaluation = self._encode("eval", eval_dataset, processing_class, args.max_length)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or args.max_length
+        longest = min(args.max_length, context)
+        train = self._encode("train", train_dataset, processing_class, longest)
+        evaluation = self._encode("eval", eval_dataset, processing_class, longest)
         initial = Reference.of(model.to(args.device), processing_class)
         references = ReferencePair(
             negative=_as_reference(reference_negative, initial, processing_class),
@@ -103,6 +107,11 @@ class D2OTrainer(Trainer):
         if peft_config is not None:
             set_seed(args.seed)
             model = add_adapter(model, peft_config)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ModelError(
+                "D2OTrainer: no parameter of the model requires a gradient; pass a peft_config, or load the adapter "
+                "with is_trainable=True"
+            )
         enable_group_forward(model)
         self._metrics = StepMetrics()
         self._token_budget = token_budget(args.tokens_per_microbatch, args.device)
@@ -224,6 +233,16 @@ class D2OTrainer(Trainer):
                 total = total + self._micro_loss(batch, (member,), logp_R)
         return total / _pairs(inputs), None, None
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer's, on the `eval_dataset` that the constructor was given.
+
+        Raises:
+            DataError: other rows are passed here: their reference log-probs were not computed.
+        """
+        if eval_dataset is not None and not isinstance(eval_dataset, GroupDataset):
+            raise DataError("D2OTrainer.evaluate: pass the rows as eval_dataset to the constructor, which scores them")
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer's, with margin, weight and the anchor and negative log-ratios apart."""
         if "loss" in logs:
@@ -308,6 +327,22 @@ class D2OTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the loss is not finite in group(s) {ids}; stopped before the "
                 "optimizer step; look at these rows, lower the learning rate, or use float32"
             )
+
+
+def _check_arguments(model: Any, args: Any, peft_config: Any) -> None:
+    """What would fail late, or silently, is refused at the start."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"D2OTrainer: model: expected a loaded causal LM, found {type(model).__name__}; "
+            "load it with AutoModelForCausalLM.from_pretrained(...)"
+        )
+    if not isinstance(args, D2OConfig):
+        raise ConfigError(f"D2OTrainer: args: expected a D2OConfig, found {type(args).__name__}")
+    if peft_config is not None and isinstance(model, PeftModel):
+        raise ModelError(
+            "D2OTrainer: the model has an adapter already, so a second one from peft_config would train against the "
+            "wrong references; call merge_and_unload() on it first, or leave peft_config out to go on training it"
+        )
 
 
 def _add_references(
