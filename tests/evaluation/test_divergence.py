@@ -29,7 +29,7 @@ def kl(open_p, open_q, budget=1000, chunk=4):
 
 
 @torch.no_grad()
-def check(open_p, open_q, model_p, model_q):
+def assert_kl_is_the_oracles(open_p, open_q, model_p, model_q):
     found = kl(open_p, open_q)
     assert [tokens for _, tokens in found] == [5, 9, 2]
     expected = [oracle(model_p, model_q, group) for group in GROUPS]
@@ -41,7 +41,7 @@ def check(open_p, open_q, model_p, model_q):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])  # mamba: prompts cannot be shared
 def test_two_models(kind):
     p, q = (make_model(kind, dtype=torch.float64, seed=seed) for seed in (0, 1))
-    check(lambda: nullcontext(p), lambda: nullcontext(q), p, q)
+    assert_kl_is_the_oracles(lambda: nullcontext(p), lambda: nullcontext(q), p, q)
     assert [value for value, _ in kl(lambda: nullcontext(p), lambda: nullcontext(p))] == pytest.approx(
         [0] * 3, abs=1e-9
     )
@@ -54,5 +54,5 @@ def test_an_adapter_and_its_base(modules):
     torch.manual_seed(3)
     tuned = get_peft_model(inner, LoraConfig(r=4, target_modules=modules, init_lora_weights=False)).eval()
     policies = BaseAndTuned(None, tuned)
-    check(policies.base, policies.tuned, base, tuned)
-    check(policies.tuned, policies.base, tuned, base)
+    assert_kl_is_the_oracles(policies.base, policies.tuned, base, tuned)
+    assert_kl_is_the_oracles(policies.tuned, policies.base, tuned, base)

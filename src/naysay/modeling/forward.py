@@ -61,8 +61,7 @@ class _Binding:
 def token_budget(configured: int | None, device: torch.device) -> int:
     """Tokens of one forward: what is configured, or what suits the device.
 
-    Measured on 2 cores with 135M parameters, forward and backward: 180 tokens/s at 426 and 852 tokens, 133 at 1,704,
-    75 at 3,408, because fresh memory pages cost more there than the arithmetic.
+    1024 on a CPU bounds the memory of activations; benchmarks/microbatches.py showed no reliable difference in speed.
     """
     if configured is not None:
         return configured
