@@ -113,6 +113,38 @@ class ReferenceLogp:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptEvaluation:
+    """What the evaluation measured on one prompt, so that two runs can be compared prompt by prompt.
+
+    Log-ratios and KLs are sums in nats and stand beside their tokens; an answer of a kind that the prompt does not have
+    counts 0 tokens. `kind` is "heldout" for the prompts of the evaluated split, else "benign" or "lookalike". Example:
+        PromptEvaluation("p-3f2a", "heldout", margins=(0.4,), negative_log_ratio=-4.0, negative_tokens=9)
+    """
+
+    prompt_id: str
+    kind: str
+    margins: tuple[float, ...] = ()
+    """Of each rejected answer, where the prompt has anchors."""
+    separation: float | None = None
+    """Nats per token; None where the prompt lacks an acceptable or a rejected answer, or is benign."""
+    pairs_right_base: tuple[bool, ...] = ()
+    pairs_right_tuned: tuple[bool, ...] = ()
+    """For each pair (acceptable, rejected): the acceptable answer has the higher log-prob per token."""
+    negative_log_ratio: float = 0.0
+    negative_tokens: int = 0
+    anchor_log_ratio: float = 0.0
+    anchor_tokens: int = 0
+    acceptable_log_ratio: float = 0.0
+    acceptable_tokens: int = 0
+    kl_base_to_tuned: tuple[float, int] | None = None
+    kl_tuned_to_base: tuple[float, int] | None = None
+    """(sum in nats, tokens), on the generation of the first-named policy; None where it was not measured."""
+    outcome_base: str | None = None
+    outcome_tuned: str | None = None
+    """Class of the generation; None where the prompt was not answered."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """A response drawn for evaluation. `model` is "base" or "tuned"; `outcome` is what the offline heuristic says."""
 

@@ -1,5 +1,6 @@
 """The configuration: strict, with errors that name the key and the right one; every key of it does something."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import get_args
@@ -9,9 +10,13 @@ import yaml
 
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.config import RunConfig, load_config
+from naysay.config.anchors import SCHEDULE_KEYS
 from naysay.config.load import dotted_keys, parse_config
+from naysay.config.objectives import OBJECTIVES
 from naysay.config.sampling import SamplingConfig
 from naysay.config.stages import STAGES
+from naysay.core import baselines
+from naysay.core.objective import d2o_loss
 from naysay.errors import ConfigError, InputNotFoundError
 from naysay.pipeline.graph import stage_module
 from naysay.pipeline.saved_config import config_values
@@ -154,6 +159,10 @@ OTHER = {
     "references.positive": "other",
     "references.negative": "other",
     "training.method": "full",
+    "training.seed": 7,
+    "training.objective": "npo",
+    "anchors.mode": "plain",
+    "anchors.schedule": "online",
     "training.lr_scheduler_type": "linear",
     "training.max_steps": 5,
     "training.tokens_per_microbatch": 100,
@@ -168,12 +177,52 @@ def another(key):
     """A possible value of a key that is not its default."""
     if key in OTHER:
         return OTHER[key]
-    value = RunConfig().model_dump()
+    value = load_config(values=dict(reader(key))).model_dump()
     for part in key.split("."):
         value = value[part]
     if value is None:
         return 7
     return value + 1 if isinstance(value, int) else value / 2 or 0.5
+
+
+OBJECTIVE_ERRORS = [
+    (["training.objective=npoo"], "did you mean 'npo'?"),
+    (["training.objective=npo", "training.alpha=0.2"], "training.alpha is not read by training.objective 'npo'"),
+    (["training.objective=ga", "training.beta=0.2"], "whose own keys are none; leave it out"),
+    (["training.objective=npo", "training.beta=0"], "training.beta: Input should be greater than 0"),
+    (["training.objective=npo", "training.lora.rank=0"], "training.lora.rank: Input should be"),
+    (["training.objective=[1]"], "training.objective is [1]; expected one of d2o, npo"),
+    (["training=3"], "training: expected a section of settings (found 3)"),
+    (["anchors.refresh_every=2"], "anchors.refresh_every is not read when anchors.schedule is offline"),
+    (["anchors.mode=plain", "anchors.instructions=[x]"], "anchors.instructions is not read when anchors.mode is plain"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), OBJECTIVE_ERRORS)
+def test_what_the_chosen_objective_or_mode_does_not_read_is_an_error(overrides, message):
+    with pytest.raises(ConfigError) as failure:
+        load_config(None, overrides)
+    assert message in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_resolved_config_of_every_objective_loads_again(name):
+    config = load_config(values={"training.objective": name})
+    assert config.training.objective == name
+    assert parse_config(config.model_dump(mode="json"), "again") == config
+
+
+def reader(key):
+    """What has to be set for a key to be read at all."""
+    if key.startswith("anchors.") and key.rsplit(".", 1)[-1] in SCHEDULE_KEYS:
+        return {"anchors.schedule": "online"}
+    section, _, name = key.partition(".")
+    if section == "training":
+        return {
+            "training.objective": next(o for o, cls in OBJECTIVES.items() if name.split(".")[0] in cls.model_fields)
+        }
+    return {}
 
 
 def stage_settings(config):
@@ -183,9 +232,21 @@ def stage_settings(config):
 @pytest.mark.parametrize("key", [key for key in dotted_keys(RunConfig) if key not in ONE_VALUE])
 def test_every_key_decides_what_some_stage_does(key):
     """A key that no stage counts among its settings could be changed without any stage being done again."""
-    changed = load_config(values={key: another(key)})
-    before, after = stage_settings(RunConfig()), stage_settings(changed)
+    changed = load_config(values={**reader(key), key: another(key)})
+    before, after = stage_settings(load_config(values=reader(key))), stage_settings(changed)
     assert [stage for stage in STAGES if before[stage] != after[stage]]
+
+
+def objective_keys():
+    return {key for cls in OBJECTIVES.values() for key in cls().objective_args}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_has_the_parameters_that_its_function_takes(name):
+    function = d2o_loss if name == "d2o" else getattr(baselines, f"{name}_loss")
+    taken = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    constant = {"kto_negative": {"z0"}, "bco_negative": {"delta"}}.get(name, set())
+    assert set(OBJECTIVES[name]().objective_args) == taken - constant
 
 
 @pytest.mark.parametrize("key", dotted_keys(RunConfig))
@@ -200,6 +261,8 @@ def test_every_key_is_read_by_some_code(key):
         assert "getattr(config.data.limit, name)" in source
     elif key.startswith("references."):  # read by role, or by its name
         assert re.search(r"getattr\(\w*(self\.)?config\.references, role\)", source)
+    elif key.startswith("training.") and key.split(".")[1] in objective_keys():
+        assert "OBJECTIVES[name].model_validate" in source  # each is a named argument of its function
     elif key == "sampling.backend":  # there is one engine so far; a second one must be read
         assert get_args(SamplingConfig.model_fields["backend"].annotation) == ("hf",)
     else:
@@ -211,6 +274,7 @@ def test_every_key_is_read_by_some_code(key):
     [
         ("evaluation.kl_bound", ["report"]),
         ("anchors.filters.drop_refusals", ["score"]),
+        ("anchors.schedule", ["train"]),
         ("anchors.temperature", ["sample"]),
         ("training.learning_rate", ["train", "report"]),
         ("evaluation.temperature", ["evaluate"]),

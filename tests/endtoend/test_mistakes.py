@@ -222,7 +222,7 @@ def test_no_anchor_in_the_training_split_says_what_to_change(naysay, monkeypatch
     run = naysay.do("a", stage="ingest")
     for stage in ("sample", "score"):
         assert naysay(stage, "--out", run.path) == 0
-    monkeypatch.setattr("naysay.training.stage.training_rows", lambda run, split: [])
+    monkeypatch.setattr("naysay.training.stage.training_rows", lambda *args, **kwargs: [])
     error = naysay.refused(*naysay.command("a"))
     assert "no training prompt has a usable anchor" in error
 

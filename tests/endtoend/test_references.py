@@ -12,7 +12,7 @@ from endtoend.workplace import save_model
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import read_json, read_jsonl
 from naysay.modeling.chat import encode_prompt, encode_response
-from naysay.training.stage import training_rows
+from naysay.training.rows import training_rows
 
 
 @pytest.fixture(scope="session")

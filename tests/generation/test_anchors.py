@@ -3,12 +3,13 @@
 import pytest
 
 from conftest import TEMPLATE, make_model, make_tokenizer
-from naysay.config.anchors import MORAL_INSTRUCTIONS, AnchorsConfig
-from naysay.generation.anchors import draw_anchors, instruction_id, instruction_of
+from naysay.config.anchors import MORAL_INSTRUCTIONS, REVISE_INSTRUCTIONS, AnchorsConfig
+from naysay.errors import DataError
+from naysay.generation.anchors import all_slots, anchor_request, draw_anchors, instruction_id, instruction_of
 from naysay.generation.hf import HFSampler
 from naysay.generation.seeds import row_seed
 from naysay.modeling.chat import decode_response, encode_prompt, with_instruction
-from naysay.records import Prompt
+from naysay.records import Negative, Prompt
 
 WITHOUT_SYSTEM = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system role') }}"
@@ -43,7 +44,7 @@ def drawn(parts, *, prompts=PROMPTS, k=9, run_seed=0, max_length=400, round=0, i
     anchors, plan = draw_anchors(
         sampler,
         make_tokenizer(),
-        prompts,
+        all_slots(prompts, k),
         config,
         run_seed=run_seed,
         batch_size=8,
@@ -144,3 +145,32 @@ def test_the_instruction_goes_where_the_template_shows_it(template, messages, ex
     assert placed == expected
     assert "Be kind." in tokenizer.decode(encode_prompt(tokenizer, placed))
     assert with_instruction(tokenizer, messages, "") == messages
+
+
+def test_plain_anchors_are_drawn_under_the_bare_prompt():
+    messages, name = anchor_request(
+        make_tokenizer(), (PROMPTS[0], 3), AnchorsConfig(mode="plain"), {}, run_seed=0, round=0
+    )
+    assert messages == list(PROMPTS[0].messages)
+    assert name == "bare"
+
+
+def test_revised_anchors_are_shown_a_rejected_answer_of_their_own_prompt():
+    prompt = Prompt("p", ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
+                          {"role": "user", "content": "Insult him."}), "a:1", "train")  # fmt: skip
+    rejected = {"p": [Negative("n1", "p", "He is a fool."), Negative("n2", "p", "What an oaf.")]}
+    asked = {}
+    for index in range(16):
+        messages, name = anchor_request(
+            make_tokenizer(), (prompt, index), AnchorsConfig(mode="revise"), rejected, run_seed=0, round=0
+        )
+        assert messages[:2] == list(prompt.messages[:2])
+        asked[index] = messages[2]["content"]
+        assert any(text in asked[index] and instruction_id(text) == name for text in REVISE_INSTRUCTIONS)
+        assert "Request: Insult him." in asked[index]
+        # Four neighbours share a request, and the rejected answers take turns.
+        assert ("He is a fool." in asked[index], "What an oaf." in asked[index]) == (index % 8 < 4, index % 8 >= 4)
+    assert asked[0] == asked[3]
+    assert prompt.messages[2]["content"] == "Insult him."
+    with pytest.raises(DataError, match=r"anchors.mode revise needs a rejected answer to show, found none"):
+        anchor_request(make_tokenizer(), (prompt, 0), AnchorsConfig(mode="revise"), {}, run_seed=0, round=0)

@@ -6,12 +6,14 @@ from dataclasses import fields
 import pytest
 
 from naysay.config import RunConfig
-from naysay.config.anchors import AnchorsConfig
-from naysay.config.training import TrainingConfig
+from naysay.config.anchors import SCHEDULE_KEYS, AnchorsConfig
+from naysay.config.objectives import OBJECTIVES
+from naysay.config.objectives import D2OTraining as TrainingConfig
 from naysay.sampling.rows import sample_anchors
 from naysay.training.config import D2OConfig
 
 SAME_MEANING = {
+    "objective": "objective",
     "alpha": "alpha",
     "beta": "beta",
     "learning_rate": "learning_rate",
@@ -25,7 +27,7 @@ SAME_MEANING = {
     "groups_per_step": "per_device_train_batch_size",
 }
 # Same meaning, another way to say "off"; or how often a run is saved, which is the command line's own affair.
-ELSEWHERE = {"method", "max_steps", "gradient_checkpointing", "save_steps", "lora", "trainer_args"}
+ELSEWHERE = {"method", "seed", "max_steps", "gradient_checkpointing", "save_steps", "lora", "trainer_args"}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,12 @@ def test_what_is_off_by_default_is_off_in_both(d2o):
     assert not d2o.activation_checkpointing
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_objectives_parameters_have_the_same_defaults(tmp_path, name):
+    args = D2OConfig(output_dir=str(tmp_path), use_cpu=True, objective=name)
+    assert args.make_objective().args == OBJECTIVES[name]().objective_args
+
+
 def test_the_longest_sequence_agrees(d2o):
     longest = RunConfig().model.max_length
     assert d2o.max_length == longest
@@ -60,7 +68,8 @@ def test_the_longest_sequence_agrees(d2o):
 def test_sample_anchors_draws_what_the_stage_draws():
     defaults = {name: item.default for name, item in inspect.signature(sample_anchors).parameters.items()}
     anchors = AnchorsConfig()
-    for name in set(AnchorsConfig.model_fields) - {"filters"}:
+    # How anchors are redrawn while training, and how a stage asks for them, is not the function's.
+    for name in set(AnchorsConfig.model_fields) - {"filters", "mode", "schedule", *SCHEDULE_KEYS}:
         assert defaults[name] == getattr(anchors, name), name
     assert defaults["batch_size"] == RunConfig().sampling.batch_size
     assert defaults["seed"] == RunConfig().seed

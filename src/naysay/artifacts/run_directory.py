@@ -86,6 +86,10 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     @property
+    def evaluation_prompts(self) -> Path:
+        return self.path / "evaluation_prompts.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -1,8 +1,8 @@
 """`anchors.*`: what is drawn from the initial policy. `sampling.*` says which engine draws it."""
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from naysay.config.base import Section
 
@@ -17,6 +17,15 @@ MORAL_INSTRUCTIONS = (
 )
 
 
+REVISE_INSTRUCTIONS = (
+    "Below is a request and a reply to it that people rejected. Write a new reply to the same request that keeps the "
+    "tone, the length and the form of the rejected reply, but without what is wrong with it.",
+    "People objected to the reply below. Rewrite it so that nobody would object: same style, same length, but kind, "
+    "honest and harmless. Write the new reply only.",
+)
+"""How `anchors.mode: revise` asks; the request and the rejected reply follow. Our wordings."""
+
+
 class AnchorFilters(Section):
     """When an anchor is not trained on. Every drop is counted by its reason."""
 
@@ -28,6 +37,10 @@ class AnchorFilters(Section):
 
     drop_refusals: bool = False
     """Drop anchors that the offline heuristic calls a refusal (against over-refusal)."""
+
+
+SCHEDULE_KEYS = ("warmup_steps", "refresh_every", "refresh_fraction")
+"""Keys of `anchors.*` that only `schedule: online` reads."""
 
 
 class AnchorsConfig(Section):
@@ -48,8 +61,43 @@ class AnchorsConfig(Section):
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest anchor, in tokens."""
 
+    mode: Literal["instruct", "revise", "plain"] = "instruct"
+    """`instruct`: drawn under a moral instruction; `plain`: under the bare prompt; `revise`: the model is shown a
+    rejected answer of the prompt and asked to rewrite it without what is wrong, so that anchors share its style."""
+
     instructions: Annotated[tuple[str, ...], Field(min_length=1)] = MORAL_INSTRUCTIONS
-    """Moral instructions; each anchor is drawn under one of them. An empty string = the bare prompt."""
+    """Moral instructions; each anchor is drawn under one of them. An empty string = the bare prompt. Read when `mode`
+    is `instruct`."""
+
+    schedule: Literal["offline", "online"] = "offline"
+    """`offline`: drawn once, from the initial policy. `online`: a part is redrawn from the policy that is trained."""
+
+    warmup_steps: int = Field(default=4, ge=0)
+    """Optimizer steps before the first refresh. Read when `schedule` is `online`, as are the next two. Our choice."""
+
+    refresh_every: int = Field(default=4, ge=1)
+    """Optimizer steps between two refreshes. 1 with `refresh_fraction` 1 and `mode: plain` is strictly on-policy, which
+    takes the anchors' pull away. Our choice."""
+
+    refresh_fraction: float = Field(default=0.25, gt=0.0, le=1.0)
+    """Share of all anchors that one refresh redraws, oldest first. Our choice."""
 
     filters: AnchorFilters = Field(default_factory=AnchorFilters)
     """When an anchor is dropped."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fields = AnchorsConfig.model_fields
+        if self.schedule == "offline":
+            for name in SCHEDULE_KEYS:
+                if getattr(self, name) != fields[name].default:
+                    raise ValueError(f"anchors.{name} is not read when anchors.schedule is offline; leave it out")
+        if self.mode != "instruct" and self.instructions != MORAL_INSTRUCTIONS:
+            raise ValueError(f"anchors.instructions is not read when anchors.mode is {self.mode}; leave it out")
+        return self
+
+    @property
+    def strictly_on_policy(self) -> bool:
+        """Every anchor of every step is a plain draw from the policy in training."""
+        bare = self.mode == "plain" or (self.mode == "instruct" and not any(self.instructions))
+        return self.schedule == "online" and self.refresh_every == 1 and self.refresh_fraction == 1.0 and bare

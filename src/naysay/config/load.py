@@ -9,8 +9,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from naysay.config.objectives import OBJECTIVES, objective_name
 from naysay.config.run import RunConfig
+from naysay.config.training import TrainingSettings
 from naysay.errors import ConfigError, InputNotFoundError
+
+TRAINING = ("training",)
+"""The section whose keys depend on `training.objective`."""
 
 
 def load_config(
@@ -99,12 +104,35 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any, origin: str) -> None:
 def _check_keys(raw: Mapping[str, Any], model: type[BaseModel], path: tuple[str, ...], origin: str) -> None:
     for key, value in raw.items():
         if key not in model.model_fields:
-            raise ConfigError(
-                f"{origin}: unknown key {'.'.join((*path, str(key)))!r}; {_suggest(str(key), model, path)}"
-            )
+            raise ConfigError(f"{origin}: {_unknown(str(key), model, path)}")
         section = _section(model.model_fields[key])
+        if (*path, key) == TRAINING:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{origin}: training: expected a section of settings (found {value!r:.40})")
+            section = _training_section(value, origin)
         if section is not None and isinstance(value, Mapping):
             _check_keys(value, section, (*path, key), origin)
+
+
+def _training_section(raw: Mapping[str, Any], origin: str) -> type[BaseModel]:
+    name = objective_name(dict(raw))
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        near = difflib.get_close_matches(str(name), OBJECTIVES, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(OBJECTIVES)}"
+        raise ConfigError(f"{origin}: training.objective is {name!r}; {hint}")
+    return OBJECTIVES[name]
+
+
+def _unknown(key: str, model: type[BaseModel], path: tuple[str, ...]) -> str:
+    dotted = ".".join((*path, key))
+    objective = next((name for name, cls in OBJECTIVES.items() if cls is model), None)
+    if objective is not None and dotted in dotted_keys(RunConfig):
+        own = [name for name in model.model_fields if name not in TrainingSettings.model_fields and name != "objective"]
+        return (
+            f"{dotted} is not read by training.objective {objective!r}, whose own keys are "
+            f"{', '.join(own) or 'none'}; leave it out"
+        )
+    return f"unknown key {dotted!r}; {_suggest(key, model, path)}"
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
@@ -123,16 +151,25 @@ def _suggest(key: str, model: type[BaseModel], path: tuple[str, ...]) -> str:
 
 
 def dotted_keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
-    """Every leaf key of the configuration, e.g. `training.lora.rank`."""
+    """Every leaf key of the configuration, e.g. `training.lora.rank`; of `training` the keys of all objectives."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         section = _section(field)
-        keys += dotted_keys(section, (*path, name)) if section else [".".join((*path, name))]
-    return keys
+        if (*path, name) == TRAINING:
+            keys += [key for cls in OBJECTIVES.values() for key in dotted_keys(cls, TRAINING)]
+        else:
+            keys += dotted_keys(section, (*path, name)) if section else [".".join((*path, name))]
+    return list(dict.fromkeys(keys))
 
 
 def _explain(item: Any, origin: str) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "the configuration"
+    # The union's tag is no part of the key that the user wrote.
+    parts = [
+        part
+        for i, part in enumerate(item["loc"])
+        if not (i == 1 and item["loc"][0] == "training" and part in OBJECTIVES)
+    ]
+    where = ".".join(str(part) for part in parts) or "the configuration"
     message = str(item["msg"]).removeprefix("Value error, ")
     found = item.get("input")
     shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) else ""

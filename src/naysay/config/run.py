@@ -1,15 +1,17 @@
 """The whole configuration of a run."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from naysay.config.anchors import AnchorsConfig
 from naysay.config.base import Section
 from naysay.config.data import DataConfig
 from naysay.config.evaluation import EvaluationConfig
 from naysay.config.model import ModelConfig
+from naysay.config.objectives import D2OTraining, TrainingConfig
 from naysay.config.references import ReferencesConfig
 from naysay.config.sampling import SamplingConfig
-from naysay.config.training import TrainingConfig
 
 
 class RunConfig(Section):
@@ -23,5 +25,14 @@ class RunConfig(Section):
     anchors: AnchorsConfig = Field(default_factory=AnchorsConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     references: ReferencesConfig = Field(default_factory=ReferencesConfig)
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    training: TrainingConfig = Field(default_factory=D2OTraining)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.anchors.schedule == "online" and self.training.anchors_read == "none":
+            raise ValueError(
+                f"anchors.schedule is online, but training.objective {self.training.objective!r} reads no anchors; "
+                "use anchors.schedule: offline, or an objective that reads them"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""`training.*`: the objective's weights and the optimisation."""
+"""`training.*` but the objective: the optimisation, the same for all of them."""
 
 from typing import Any, Literal, Self
 
@@ -31,17 +31,14 @@ class LoraSettings(Section):
         return self
 
 
-class TrainingConfig(Section):
-    """D²O, LoRA or full."""
+class TrainingSettings(Section):
+    """What every objective reads."""
 
     method: Literal["lora", "full"] = "lora"
     """`lora` writes adapter/, `full` writes model/."""
 
-    alpha: float = Field(default=0.1, ge=0.0)
-    """Weight of the negative's log-ratio. 0.1 is the paper's."""
-
-    beta: float = Field(default=0.1, ge=0.0)
-    """Weight of the anchors' mean log-ratio. 0.1 is the paper's."""
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Seed of the adapter's initial values and of the order of the groups; None = the run's `seed`."""
 
     learning_rate: float = Field(default=1e-4, gt=0.0)
     """Peak learning rate. Our choice."""
@@ -87,9 +84,7 @@ class TrainingConfig(Section):
     """Any other field of transformers.TrainingArguments, by name."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.alpha == 0.0 and self.beta == 0.0:
-            raise ValueError("alpha and beta are both 0: the loss would be the constant log 2; set one above 0")
+    def _check_method(self) -> Self:
         if self.method == "full" and self.lora != LoraSettings():
             raise ValueError("training.lora is not read when training.method is full; remove it or use method: lora")
         return self

@@ -1,7 +1,7 @@
 """Tensors of prompt groups.
 
-Legend: B prompt groups, K anchors, N negatives of a prompt (both ragged, masked), S rows of a batch, T tokens,
-M scored response tokens, R responses.
+Legend: B prompt groups, K anchors, N negatives of a prompt, C other answers (all ragged, masked), S rows of a batch,
+T tokens, M scored response tokens, R responses.
 """
 
 from dataclasses import dataclass
@@ -33,11 +33,27 @@ class GroupLogps:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Answers of one further kind to the prompts of a batch, which only some baselines read: human-chosen ones, or
+    answers that belong to other prompts.
+
+    Log-probs are **sums** over response tokens in nats, `tokens` counts them. Values where the mask is False are never
+    read.
+    """
+
+    logps: Float[Tensor, "B C"]
+    ref_logps: Float[Tensor, "B C"]
+    mask: Bool[Tensor, "B C"]
+    tokens: Float[Tensor, "B C"]
+
+
+@dataclass(frozen=True)
 class D2OTerms:
     """What the objective says of each pair (x, y_l). Nothing is reduced; masked places hold 0.
 
     `margin` and the log-ratios are in nats (margin: weighted by α and β); `weight` is σ(−margin), the factor of the
-    pair's gradient, detached.
+    pair's gradient, detached. A baseline puts the argument of its own sigmoid into `margin` (what grows as the loss
+    falls), and into `weight` the share of its largest gradient that the pair still has (1 where it never saturates).
     """
 
     loss: Float[Tensor, "B N"]

@@ -44,6 +44,11 @@ def sum_by_response(logp: Float[Tensor, " M"], response_of: Int[Tensor, " M"], r
     return logp.new_zeros(responses).index_add(0, response_of, logp)
 
 
+def log_complement(logp: Float[Tensor, "*M"]) -> Float[Tensor, "*M"]:
+    """log(1 − π) in nats from log π. π is taken as at most 1 − 1e-6, where the gradient ends."""
+    return torch.log(-torch.expm1(logp.clamp(max=-1e-6)))
+
+
 def kl_by_token(
     hidden_p: Float[Tensor, "M D"], hidden_q: Float[Tensor, "M D"], head_p: Head, head_q: Head, *, chunk: int
 ) -> Float[Tensor, " M"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from naysay.config.run import RunConfig
 from naysay.generation.hf import HFSampler
-from naysay.generation.plan import draw
+from naysay.generation.plan import draw, plan_digest
 from naysay.generation.sampler import Request, Response, SamplingSettings
 from naysay.generation.seeds import row_seed
 from naysay.judging.heuristics import classify
@@ -43,6 +43,8 @@ def generate_both(
         Request(tuple(encode_prompt(tokenizer, prompt.messages)), seed)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
+    # In the name of the folder, so that it means the same in every run that has it.
+    plan = plan_digest(requests, settings, config.sampling.batch_size)
     result = []
     for name, opened in (("base", policies.base), ("tuned", policies.tuned)):
 
@@ -55,7 +57,7 @@ def generate_both(
                 requests,
                 settings,
                 batch_size=config.sampling.batch_size,
-                parts=parts / f"{name}-{digests[name][:12]}",
+                parts=parts / f"{name}-{digests[name][:12]}-{plan[:12]}",
                 description=f"answers of the {name} model",
                 to_row=to_row,
             )

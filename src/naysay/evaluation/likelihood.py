@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from naysay.core.prefix import TokenGroup
 from naysay.statistics.estimate import Estimate
@@ -43,6 +44,14 @@ class HeldoutGroup:
         anchors = sum(s.tuned - r for s, r in zip(self.anchors, self.ref_anchors, strict=True)) / len(self.anchors)
         return [beta * anchors - alpha * (s.tuned - r) for s, r in zip(self.negatives, self.ref_negatives, strict=True)]
 
+    def pairs_right(self, policy: Literal["base", "tuned"]) -> list[bool]:
+        """For each pair (acceptable, rejected): does the policy give the acceptable one more log-prob per token?"""
+        return [
+            getattr(a, policy) / a.tokens > getattr(n, policy) / n.tokens
+            for a in self.acceptable
+            for n in self.negatives
+        ]
+
 
 def heldout_metrics(
     groups: Sequence[HeldoutGroup], *, alpha: float, beta: float, samples: int, seed: int
@@ -76,12 +85,13 @@ def heldout_metrics(
         "anchor_log_ratio_per_token": per_token("anchors"),
         "acceptable_log_ratio_per_token": per_token("acceptable"),
         "end_of_turn_log_ratio": over({g.prompt_id: list(g.end_log_ratios) for g in groups}),
-        "separation": over({g.prompt_id: [_separation(g)] for g in both}),
+        "separation": over({g.prompt_id: [separation(g)] for g in both}),
         **_pair_metrics(both),
     }
 
 
-def _separation(group: HeldoutGroup) -> float:
+def separation(group: HeldoutGroup) -> float:
+    """Mean change per token (nats) of the acceptable minus that of the rejected answers of a prompt that has both."""
     gained, lost = (
         sum(s.change_per_token for s in answers) / len(answers) for answers in (group.acceptable, group.negatives)
     )
@@ -91,9 +101,9 @@ def _separation(group: HeldoutGroup) -> float:
 def _pair_metrics(groups: Sequence[HeldoutGroup]) -> dict[str, Estimate]:
     """Pairs (acceptable, rejected) of the same prompt: ranked right by log-prob per token before and after, and
     `implicit_pair_accuracy`: the acceptable answer gained more per token than the rejected one."""
+    before = [right for g in groups for right in g.pairs_right("base")]
+    after = [right for g in groups for right in g.pairs_right("tuned")]
     pairs = [(g.prompt_id, a, n) for g in groups for a in g.acceptable for n in g.negatives]
-    before = [a.base / a.tokens > n.base / n.tokens for _, a, n in pairs]
-    after = [a.tuned / a.tokens > n.tuned / n.tokens for _, a, n in pairs]
     gained = [a.change_per_token > n.change_per_token for _, a, n in pairs]
     clusters = [prompt for prompt, _, _ in pairs]
     return {

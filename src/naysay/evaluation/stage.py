@@ -13,8 +13,9 @@ from naysay.artifacts.store import read_jsonl, read_records, write_json, write_r
 from naysay.config.run import RunConfig
 from naysay.core.prefix import TokenGroup
 from naysay.errors import RunDirectoryError
-from naysay.evaluation.generations import generate_both, outcome_metrics
+from naysay.evaluation.generations import generate_both, kind_of, outcome_metrics
 from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token
+from naysay.evaluation.prompts import KLValues, prompt_rows
 from naysay.modeling.adapters import INITIAL, BaseAndTuned, load_reference
 from naysay.modeling.chat import encode_prompt, encode_response, end_of_turn_id, template_file
 from naysay.modeling.digests import policy_digest
@@ -26,8 +27,9 @@ from naysay.records import Acceptable, Anchor, Generation, Negative, Prompt, Sel
 from naysay.statistics.estimate import Estimate
 from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean
 
-VERSION = 1
+VERSION = 2
 TRAINED_GROUPS = "groups.jsonl"
+NORMAL_PROMPTS = "normal.jsonl"
 Answers = Sequence[Sequence[int]]
 
 
@@ -66,8 +68,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "evaluation": evaluation,
         "sampling": config.sampling.model_dump(mode="json"),
         "references": config.references.model_dump(mode="json"),
-        "alpha": config.training.alpha,
-        "beta": config.training.beta,
+        "margin_weights": list(config.training.margin_weights),
         "method": config.training.method,
     }
 
@@ -83,17 +84,18 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
         **{name: getattr(run, name) for name in names},
         **weights,
         "groups": run.train / TRAINED_GROUPS,
+        "normal": run.train / NORMAL_PROMPTS,
         "model": resolve(config.model.name, config.model.revision),
         **template_file(config.model),
     }
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
-    return [run.evaluation, run.generations]
+    return [run.evaluation, run.evaluation_prompts, run.generations]
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Measure, and write evaluation.json and generations.jsonl.
+    """Measure, and write evaluation.json, evaluation_prompts.jsonl and generations.jsonl.
 
     Raises:
         RunDirectoryError: the split has no prompt with a rejected answer.
@@ -114,18 +116,24 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         )
     scores = _Scorer(config, run, tokenizer, policies, digests)
     samples, seed = config.evaluation.bootstrap_samples, config.seed
+    alpha, beta = config.training.margin_weights
     generations = generate_both(
         policies, digests, tokenizer, _asked(heldout, benign, config), config, run.generation_parts
     )
     write_records(run.generations, generations)
+    kl = _kl_values(policies, generations, tokenizer, {c.prompt.prompt_id: c.prompt_ids for c in benign}, config)
+    groups, acceptable = scores.heldout(heldout), scores.acceptable(benign)
+    kinds = {case.prompt.prompt_id: kind_of(case.prompt) for case in cases}
+    write_records(
+        run.evaluation_prompts,
+        prompt_rows(groups, acceptable, kl, generations, kinds, alpha=alpha, beta=beta),
+    )
     result = {
         "split": config.evaluation.split,
         "policy": {"base_digest": digests["base"], "tuned_digest": digests["tuned"]},
-        "heldout": heldout_metrics(
-            scores.heldout(heldout), alpha=config.training.alpha, beta=config.training.beta, samples=samples, seed=seed
-        ),
-        "benign": nats_per_token(scores.acceptable(benign), samples=samples, seed=seed),
-        "kl": _kl_metrics(policies, generations, tokenizer, {c.prompt.prompt_id: c.prompt_ids for c in benign}, config),
+        "heldout": heldout_metrics(groups, alpha=alpha, beta=beta, samples=samples, seed=seed),
+        "benign": nats_per_token(acceptable, samples=samples, seed=seed),
+        "kl": _kl_metrics(kl, samples, seed),
         "generations": outcome_metrics(generations),
         "style_gap": _style_gap(run, samples, seed),
     }
@@ -213,9 +221,10 @@ def _cases(config: RunConfig, run: RunDirectory, tokenizer: Any) -> list[_Case]:
     kept = {selection.prompt_id: selection.kept for selection in read_records(run.selection, Selection)}
     negatives = _by_prompt(read_records(run.negatives, Negative), tokenizer)
     acceptable = _by_prompt(read_records(run.acceptable, Acceptable), tokenizer)
+    trained_on = {row["prompt_id"] for row in read_jsonl(run.train / NORMAL_PROMPTS)}
     cases = []
     for prompt in read_records(run.prompts, Prompt):
-        if prompt.split not in {config.evaluation.split, "benign"}:
+        if prompt.split not in {config.evaluation.split, "benign"} or prompt.prompt_id in trained_on:
             continue
         case = _Case(
             prompt=prompt,
@@ -252,14 +261,14 @@ def _asked(heldout: Sequence[_Case], benign: Sequence[_Case], config: RunConfig)
     ]
 
 
-def _kl_metrics(
+def _kl_values(
     policies: BaseAndTuned,
     generations: Sequence[Generation],
     tokenizer: Any,
     benign_ids: Mapping[str, list[int]],
     config: RunConfig,
-) -> dict[str, Estimate]:
-    """KL to base both ways on benign prompts, each on the generations of its first policy, and their sum (Jeffrey)."""
+) -> dict[str, dict[str, tuple[float, int]]]:
+    """KL to base both ways on benign prompts, each on the generations of its first policy: (sum in nats, tokens)."""
     results: dict[str, dict[str, tuple[float, int]]] = {}
     for name, of, p, q in (
         ("base_to_tuned", "base", policies.base, policies.tuned),
@@ -276,7 +285,11 @@ def _kl_metrics(
             description=f"KL {name.replace('_', ' ')}",
         )
         results[name] = {g.prompt_id: value for g, value in zip(chosen, values, strict=True)}
-    samples, seed = config.evaluation.bootstrap_samples, config.seed
+    return results
+
+
+def _kl_metrics(results: KLValues, samples: int, seed: int) -> dict[str, Estimate]:
+    """Means over tokens of both directions, and their sum (Jeffrey)."""
     estimates = {
         name: bootstrap_ratio_mean(
             [v for v, _ in values.values()], [n for _, n in values.values()], samples=samples, seed=seed
@@ -286,7 +299,7 @@ def _kl_metrics(
     return {**estimates, "jeffrey": _jeffrey(results, samples, seed)}
 
 
-def _jeffrey(results: Mapping[str, Mapping[str, tuple[float, int]]], samples: int, seed: int) -> Estimate:
+def _jeffrey(results: KLValues, samples: int, seed: int) -> Estimate:
     """Sum of the two mean KLs; the interval from each prompt's contribution to both means (same prompts)."""
     prompts = list(results["base_to_tuned"])
     if not prompts:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from naysay.core.groups import GroupBatch
-from naysay.core.logprobs import Head, sum_by_response, token_logps
+from naysay.core.logprobs import Head, log_complement, sum_by_response, token_logps
 from naysay.core.prefix import PROMPT, TokenGroup, branch_mask, layout_groups
 from naysay.errors import ModelError
 
@@ -92,11 +92,17 @@ def causal_lm(model: nn.Module) -> Any:
 
 
 def response_logps(
-    model: nn.Module, groups: Sequence[TokenGroup], *, head_chunk: int, device: torch.device | None = None
+    model: nn.Module,
+    groups: Sequence[TokenGroup],
+    *,
+    head_chunk: int,
+    device: torch.device | None = None,
+    unlikelihood: bool = False,
 ) -> Tensor:
     """[R] sums of log-probs (nats) of all responses, through the (possibly wrapped) model.
 
-    `enable_group_forward` must have been called on it.
+    `enable_group_forward` must have been called on it. With `unlikelihood` [R, 2]: beside them Σ_t log(1 − π), which
+    is a sum over tokens too and cannot be had from the sums.
     """
     device = device or next(model.parameters()).device
     batch = layout_groups(groups).to(device)
@@ -105,6 +111,7 @@ def response_logps(
         input_ids=batch.input_ids,
         naysay_group={**tensors, "responses": batch.responses},
         naysay_head_chunk=head_chunk,
+        naysay_unlikelihood=unlikelihood,
     )
 
 
@@ -145,13 +152,14 @@ def one_at_a_time_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> Tenso
     """
     lm = causal_lm(model)
     device = next(lm.parameters()).device
-    return torch.stack([_single_logp(lm, prompt, answer, device) for prompt, answers in groups for answer in answers])
+    singles = [_single_logps(lm, prompt, answer, device) for prompt, answers in groups for answer in answers]
+    return torch.stack([logp.sum() for logp in singles])
 
 
-def _single_logp(lm: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> Tensor:
+def _single_logps(lm: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> Tensor:
     logits = _single_logits(lm, prompt, answer, device)
     logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    return logp.gather(1, torch.tensor(answer, device=device)[:, None]).sum()
+    return logp.gather(1, torch.tensor(answer, device=device)[:, None])[:, 0]
 
 
 def one_at_a_time_logits(model: nn.Module, groups: Sequence[TokenGroup]) -> Tensor:
@@ -171,14 +179,27 @@ def _own_forward(lm: Any) -> Any:
     return binding.former if binding and binding.former else types.MethodType(type(lm).forward, lm)
 
 
-def _forward(self: Any, *args: Any, naysay_group: Any = None, naysay_head_chunk: int = 1024, **kwargs: Any) -> Any:
+def _forward(
+    self: Any,
+    *args: Any,
+    naysay_group: Any = None,
+    naysay_head_chunk: int = 1024,
+    naysay_unlikelihood: bool = False,
+    **kwargs: Any,
+) -> Any:
     if naysay_group is None:
         return _own_forward(self)(*args, **kwargs)
     batch = GroupBatch(**naysay_group)
-    if not self._naysay.masks:
-        return one_at_a_time_logps(self, _token_groups(batch))
-    logp_M = token_logps(hidden_at_scored(self, batch), batch.target_ids, lm_head(self), chunk=naysay_head_chunk)
-    return sum_by_response(logp_M, batch.response_of, batch.responses)
+    if self._naysay.masks:
+        logp_M = token_logps(hidden_at_scored(self, batch), batch.target_ids, lm_head(self), chunk=naysay_head_chunk)
+    else:
+        device = next(self.parameters()).device
+        groups = _token_groups(batch)
+        logp_M = torch.cat([_single_logps(self, prompt, a, device) for prompt, answers in groups for a in answers])
+    sums_R = sum_by_response(logp_M, batch.response_of, batch.responses)
+    if not naysay_unlikelihood:
+        return sums_R
+    return torch.stack([sums_R, sum_by_response(log_complement(logp_M), batch.response_of, batch.responses)], 1)
 
 
 def _token_groups(batch: GroupBatch) -> list[TokenGroup]:

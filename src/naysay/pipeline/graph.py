@@ -66,6 +66,10 @@ def execute(stage: Stage, module: StageModule, config: RunConfig, run: RunDirect
     """Run a stage with what it needs from a package that it may not import."""
     if stage == "ingest":
         return module.run(config, run, count_tokens=_token_counter(config.model))
+    if stage == "train" and config.anchors.schedule == "online":
+        from naysay.pipeline.anchor_source import RefreshedAnchors
+
+        return module.run(config, run, anchor_source=RefreshedAnchors(config, run))
     return module.run(config, run)
 
 

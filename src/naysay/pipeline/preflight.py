@@ -1,9 +1,11 @@
 """What a later stage would refuse, said before the first one: not after minutes of sampling and training."""
 
 from naysay.artifacts.run_directory import RunDirectory
+from naysay.artifacts.store import read_records
 from naysay.config.references import INITIAL
 from naysay.config.run import RunConfig
 from naysay.errors import DataError
+from naysay.records import Acceptable, Prompt
 
 
 def check_settings(config: RunConfig) -> None:
@@ -38,3 +40,38 @@ def check_split(config: RunConfig, run: RunDirectory) -> None:
             f"{config.data.path}: no prompt with a rejected answer is in the {split} split, so nothing could be "
             f"evaluated; raise data.{split}_fraction or data.limit.{split}, or give more rows"
         )
+
+
+def check_objective(config: RunConfig, run: RunDirectory) -> None:
+    """Check that what `ingest` left holds what the objective needs.
+
+    Raises:
+        DataError: no training prompt has a chosen answer, or no benign prompt has an answer.
+    """
+    training = config.training
+    if not (training.needs_chosen or training.needs_normal):
+        return
+    splits = {prompt.prompt_id: prompt.split for prompt in read_records(run.prompts, Prompt)}
+    answered = {splits[answer.prompt_id] for answer in read_records(run.acceptable, Acceptable)}
+    if training.needs_chosen and "train" not in answered:
+        raise DataError(
+            f"{config.data.path}: training.objective {training.objective!r} needs answers that people preferred "
+            "(column chosen), found none for any training prompt; add them, or use an objective that needs none (d2o)"
+        )
+    if training.needs_normal and "benign" not in answered:
+        raise DataError(
+            f"{config.data.path}: training.objective {training.objective!r} needs benign prompts with answers, found "
+            "none; give a file with prompt and chosen as data.benign, or use an objective that needs none (d2o)"
+        )
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """What a config asks for that is allowed and most likely not meant, one line each."""
+    if config.anchors.strictly_on_policy:
+        return [
+            "strictly on-policy anchors (refresh_every 1, refresh_fraction 1, no instruction) have no first-order "
+            "gradient, since E[grad log pi] = 0 under pi itself: what holds the model back is then about 2K/beta times "
+            "weaker, and D2O becomes NPO; use a lagged buffer (refresh_every > 1), a part (refresh_fraction < 1) or "
+            "anchors.mode: instruct"
+        ]
+    return []

@@ -17,7 +17,7 @@ from naysay.pipeline.acceptance import Request, accept_config, finish_redo, make
 from naysay.pipeline.completion import Partial, clear_work, is_done, output_digests, relative_names, remove_stage
 from naysay.pipeline.graph import Modules, execute, position
 from naysay.pipeline.identity import MISSING, Digests, Identity, identify
-from naysay.pipeline.preflight import check_settings, check_split
+from naysay.pipeline.preflight import check_objective, check_settings, check_split, warnings
 from naysay.pipeline.reuse import open_other_run, take_over
 
 
@@ -74,12 +74,16 @@ def run_stages(
     if not request.run.config.exists():
         session.identity(STAGES[0])  # a wrong input path is reported before a folder is made for it
     check_settings(config)
+    for text in warnings(config):
+        on_event(Event("note", text=text))
     with request.run.locked():
         accept_config(request, session.modules, session.check, lambda text: on_event(Event("note", text=text)))
         for stage in STAGES[: position(request.stages[-1]) + 1]:
             session.advance(stage)
             if stage == "ingest" and "evaluate" in request.stages:
                 check_split(config, request.run)
+            if stage == "ingest" and "train" in request.stages:
+                check_objective(config, request.run)
         finish_redo(request)
     return request.run
 

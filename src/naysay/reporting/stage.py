@@ -82,8 +82,8 @@ def _manifests(run: RunDirectory) -> list[Manifest]:
 def _titles(config: RunConfig) -> tuple[str, str]:
     training = config.training
     subtitle = (
-        f"aligned from the rejected answers in {config.data.path}; K = {config.anchors.k} anchors, alpha = "
-        f"{training.alpha:g}, beta = {training.beta:g}, {'LoRA' if training.method == 'lora' else 'all weights'}, "
+        f"aligned from the rejected answers in {config.data.path}; K = {config.anchors.k} anchors, "
+        f"{training.described}, {'LoRA' if training.method == 'lora' else 'all weights'}, "
         f"learning rate {training.learning_rate:g}, seed {config.seed}"
     )
     return config.model.name, subtitle

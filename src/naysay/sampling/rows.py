@@ -9,7 +9,7 @@ from naysay.artifacts.digests import digest_json
 from naysay.config.anchors import MORAL_INSTRUCTIONS
 from naysay.config.load import parse_config
 from naysay.errors import ConfigError, DataError
-from naysay.generation.anchors import draw_anchors
+from naysay.generation.anchors import all_slots, draw_anchors
 from naysay.generation.hf import HFSampler
 from naysay.judging.select import score_anchor, select_anchors
 from naysay.records import Negative, Prompt
@@ -61,7 +61,7 @@ def sample_anchors(
         anchors, _ = draw_anchors(
             HFSampler(model, processing_class, "in memory"),
             processing_class,
-            unique,
+            all_slots(unique, k),
             config,
             run_seed=seed,
             batch_size=batch_size,

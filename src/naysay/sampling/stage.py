@@ -1,4 +1,5 @@
-"""Stage `sample`: draws K anchors for every prompt that has a negative, in the training and the evaluated split."""
+"""Stage `sample`: draws K anchors for every prompt that has a negative, in all splits, so that runs that are evaluated
+on different ones share it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,27 +8,28 @@ from typing import Any
 
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import read_records, write_records
+from naysay.config.anchors import SCHEDULE_KEYS
 from naysay.config.run import RunConfig
 from naysay.errors import DataError
-from naysay.generation.anchors import draw_anchors
+from naysay.generation.anchors import all_slots, draw_anchors
 from naysay.generation.hf import HFSampler
 from naysay.modeling.chat import template_file
 from naysay.modeling.digests import policy_digest
 from naysay.modeling.loading import load_model, load_tokenizer, refuse_dropout, resolve
 from naysay.records import Anchor, Negative, Prompt
 
-VERSION = 1
+VERSION = 2
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     anchors = config.anchors.model_dump(mode="json")
-    anchors.pop("filters")
+    for name in ("filters", "schedule", *SCHEDULE_KEYS):  # read by other stages
+        anchors.pop(name)
     return {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
         "anchors": anchors,
         "sampling": config.sampling.model_dump(mode="json"),
-        "evaluation.split": config.evaluation.split,
     }
 
 
@@ -51,13 +53,10 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         DataError: no prompt has a negative.
         ModelError: the model cannot be used, or could not be trained afterwards (dropout above 0).
     """
-    rejected = {negative.prompt_id for negative in read_records(run.negatives, Negative)}
-    splits = {"train", config.evaluation.split}
-    prompts = [
-        prompt
-        for prompt in read_records(run.prompts, Prompt)
-        if prompt.split in splits and prompt.prompt_id in rejected
-    ]
+    rejected: dict[str, list[Negative]] = {}
+    for negative in read_records(run.negatives, Negative):
+        rejected.setdefault(negative.prompt_id, []).append(negative)
+    prompts = [prompt for prompt in read_records(run.prompts, Prompt) if prompt.prompt_id in rejected]
     if not prompts:
         raise DataError(f"{run.prompts}: no prompt with a rejected answer to sample for; check the input file")
     tokenizer = load_tokenizer(config.model)
@@ -67,12 +66,13 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     anchors, plan = draw_anchors(
         sampler,
         tokenizer,
-        prompts,
+        all_slots(prompts, config.anchors.k),
         config.anchors,
         run_seed=config.seed,
         batch_size=config.sampling.batch_size,
         parts=run.sampling_parts,
         max_length=config.model.max_length,
+        rejected=rejected,
     )
     write_records(run.anchors, anchors)
     return _counts(prompts, anchors) | {"batch_plan": plan}

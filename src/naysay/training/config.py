@@ -8,9 +8,13 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from naysay.config.objectives import D2O
 from naysay.errors import ConfigError
+from naysay.training.objectives import Objective, make_objective
 
 _KEYS_OF_THEIR_OWN = {
+    "objective": "training.objective",
+    "objective_args": "training.objective and its own keys",
     "alpha": "training.alpha",
     "beta": "training.beta",
     "learning_rate": "training.learning_rate",
@@ -28,7 +32,7 @@ _KEYS_OF_THEIR_OWN = {
     "save_steps": "training.save_steps",
     "max_length": "model.max_length",
     "use_cpu": "model.device",
-    "seed": "seed",
+    "seed": "training.seed",
 }
 _SET_BY_A_RUN = (
     "output_dir",
@@ -53,6 +57,12 @@ class D2OConfig(TrainingArguments):
         ConfigError: an impossible value.
     """
 
+    objective: str = field(
+        default="d2o", metadata={"help": "d2o, or a baseline of naysay.core.baselines (npo, ga, altpo, ...)."}
+    )
+    objective_args: dict[str, float] | None = field(
+        default=None, metadata={"help": "The parameters of a baseline; d2o reads alpha and beta."}
+    )
     alpha: float = field(default=0.1, metadata={"help": "Weight of the negative's log-ratio (paper: 0.1)."})
     beta: float = field(default=0.1, metadata={"help": "Weight of the anchors' mean log-ratio (paper: 0.1)."})
     max_length: int = field(
@@ -85,6 +95,7 @@ class D2OConfig(TrainingArguments):
                 raise ConfigError(f"D2OConfig.{name} is {getattr(self, name)}; expected a weight of at least 0")
         if self.alpha == 0 and self.beta == 0:
             raise ConfigError("D2OConfig: alpha and beta are both 0, the loss would be constant; set one above 0")
+        self.make_objective()
         for name in ("max_length", "tokens_per_microbatch", "head_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -94,6 +105,23 @@ class D2OConfig(TrainingArguments):
                 f"D2OConfig.train_sampling_strategy is {self.train_sampling_strategy!r}; groups are drawn by naysay's "
                 "own sampler, which supports 'random' only"
             )
+
+    def make_objective(self) -> Objective:
+        """The objective that these arguments name.
+
+        Raises:
+            ConfigError: no such objective, a parameter that it does not read, or an impossible value.
+        """
+        if self.objective == D2O:
+            if self.objective_args:
+                raise ConfigError("D2OConfig.objective_args is not read by d2o; set alpha and beta themselves")
+            return make_objective(D2O, {"alpha": self.alpha, "beta": self.beta})
+        for name in ("alpha", "beta"):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ConfigError(
+                    f"D2OConfig.{name} is not read by objective {self.objective!r}; use objective_args={{...}}"
+                )
+        return make_objective(self.objective, self.objective_args)
 
 
 def check_trainer_args(given: Mapping[str, Any]) -> None:

@@ -21,7 +21,9 @@ from naysay.modeling.chat import encode_prompt, encode_response
 class EncodedGroup:
     """A prompt with its anchors and negatives as token ids, and their reference log-probs (sums, nats) once known.
 
-    Anchors keep their multiplicity; equal ones are computed once. Example:
+    Anchors keep their multiplicity; equal ones are computed once. `others` are what the objective reads beside them
+    (chosen answers, or answers to other prompts); with `others_fixed` they are constants of a step, not trained on.
+    A group without negatives is normal data. Example:
         EncodedGroup("row 0", (1, 5), anchors=((7, 2), (7, 2)), negatives=((9, 2),))
     """
 
@@ -31,11 +33,15 @@ class EncodedGroup:
     negatives: tuple[tuple[int, ...], ...]
     ref_anchors: tuple[float, ...] = ()
     ref_negatives: tuple[float, ...] = ()
+    others: tuple[tuple[int, ...], ...] = ()
+    ref_others: tuple[float, ...] = ()
+    others_fixed: bool = False
 
     @property
     def responses(self) -> list[tuple[int, ...]]:
-        """Unique responses in order of first appearance, anchors first."""
-        return list(dict.fromkeys((*self.anchors, *self.negatives)))
+        """Unique responses that are trained on, in order of first appearance, anchors first."""
+        others = () if self.others_fixed else self.others
+        return list(dict.fromkeys((*self.anchors, *self.negatives, *others)))
 
     @property
     def tokens(self) -> TokenGroup:
@@ -57,13 +63,14 @@ class EncodingCounts:
 
 
 def encode_rows(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, max_length: int
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, max_length: int, chosen: bool = False
 ) -> tuple[list[EncodedGroup], EncodingCounts]:
     """Encode rows with `prompt` (text or messages), `rejected` (one or a list) and `anchors` (texts or token ids).
 
     A rejected answer may be a string, a list of token ids, or `{"text": ..., "finish": "length"}` where the log says
     that it was cut off (then it carries no end-of-turn token). Answers that do not fit into `max_length` with their
-    prompt are dropped and counted, and so is a group that is left without a negative or an anchor.
+    prompt are dropped and counted, and so is a group that is left without a negative or an anchor. With `chosen` the
+    answers in a column of that name (one or a list) become the group's `others`, and a group without one is dropped.
 
     Raises:
         DataError: a row lacks a field (missing anchors name `naysay.sample_anchors`), or nothing is left.
@@ -72,6 +79,8 @@ def encode_rows(
     groups = []
     for index, row in enumerate(rows):
         group = _encode_row(index, row, tokenizer, max_length, counts)
+        if group is not None and chosen:
+            group = _with_chosen(index, row, group, tokenizer, max_length, counts)
         if group is not None:
             groups.append(group)
             counts.groups += 1
@@ -102,9 +111,7 @@ def _encode_row(
     if isinstance(row["anchors"], str | Mapping):
         raise DataError(f"row {index}: anchors: expected a list of texts or token ids, found one; put it into a list")
     prompt_ids = tuple(encode_prompt(tokenizer, _messages(index, row["prompt"])))
-    rejected = row["rejected"]
-    rejected = rejected if isinstance(rejected, list | tuple) and not _is_ids(rejected) else [rejected]
-    negatives = [_response_ids(tokenizer, answer, f"row {index}: rejected") for answer in rejected]
+    negatives = [_response_ids(tokenizer, a, f"row {index}: rejected") for a in _as_list(row["rejected"])]
     anchors = [_response_ids(tokenizer, answer, f"row {index}: anchors") for answer in row["anchors"]]
     kept_negatives = tuple(dict.fromkeys(ids for ids in negatives if len(prompt_ids) + len(ids) <= max_length))
     fitting = [ids for ids in anchors if len(prompt_ids) + len(ids) <= max_length]
@@ -119,6 +126,29 @@ def _encode_row(
         counts.drop("groups_without_negative" if not kept_negatives else "groups_without_anchor")
         return None
     return EncodedGroup(str(row.get("prompt_id", f"row {index}")), prompt_ids, kept_anchors, kept_negatives)
+
+
+def _with_chosen(
+    index: int,
+    row: Mapping[str, Any],
+    group: EncodedGroup,
+    tokenizer: Any,
+    max_length: int,
+    counts: EncodingCounts,
+) -> EncodedGroup | None:
+    answers = [_response_ids(tokenizer, a, f"row {index}: chosen") for a in _as_list(row.get("chosen") or [])]
+    room = max_length - len(group.prompt_ids)
+    kept = tuple(dict.fromkeys(ids for ids in answers if len(ids) <= room and ids not in group.negatives))
+    if too_long := len([ids for ids in answers if len(ids) > room]):
+        counts.drop("chosen_too_long", too_long)
+    if not kept:
+        counts.drop("groups_without_chosen")
+        return None
+    return replace(group, others=kept)
+
+
+def _as_list(answers: Any) -> Sequence[Any]:
+    return answers if isinstance(answers, list | tuple) and not _is_ids(answers) else [answers]
 
 
 def _messages(index: int, prompt: Any) -> list[Mapping[str, str]]:
@@ -173,6 +203,12 @@ class GroupDataset(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         return self.groups[index % len(self.groups)], index % len(self.groups), index >= len(self.groups)
 
+    def items(self, rows: torch.Tensor, weights: torch.Tensor) -> list[Item]:
+        """The items that a batch was made of, with the groups as they are now."""
+        return [
+            (self.groups[row], row, weight == 0) for row, weight in zip(rows.tolist(), weights.tolist(), strict=True)
+        ]
+
 
 class GroupSampler(Sampler[int]):
     """A seeded permutation for each epoch, padded so that all ranks get equally many batches.
@@ -201,8 +237,8 @@ def collate_groups(items: Sequence[Item]) -> dict[str, torch.Tensor]:
     """The plain dict of tensors that travels through the data loader.
 
     `weight` [B] (0 for padding), `row` [B] (index in the dataset); ragged token ids flattened with their lengths;
-    `anchor_index` [B, K] and `negative_index` [B, N] point at the group's unique responses (−1 = masked);
-    `ref_anchors`, `ref_negatives` are sums in nats.
+    `anchor_index` [B, K], `negative_index` [B, N] and `other_index` [B, C] point at the group's unique responses (−1 =
+    masked); `ref_anchors`, `ref_negatives` and `ref_others` are sums in nats.
     """
     groups = [group for group, _, _ in items]
     responses = [group.responses for group in groups]
@@ -224,7 +260,25 @@ def collate_groups(items: Sequence[Item]) -> dict[str, torch.Tensor]:
         ),
         "ref_anchors": _pad([list(group.ref_anchors) for group in groups], 0.0),
         "ref_negatives": _pad([list(group.ref_negatives) for group in groups], 0.0),
+        "other_index": _pad(
+            [[] if g.others_fixed else [at[ids] for ids in g.others] for g, at in zip(groups, index_of, strict=True)],
+            -1,
+        ),
+        "ref_others": _pad([[] if group.others_fixed else list(group.ref_others) for group in groups], 0.0),
     }
+
+
+class GroupCollator:
+    """`collate_groups`, with one group of normal data for each group where there are any (LLMU)."""
+
+    def __init__(self, normal: Sequence[EncodedGroup] = ()):
+        self.normal = normal
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        if not self.normal:
+            return collate_groups(items)
+        beside = [(self.normal[row % len(self.normal)], row, padding) for _, row, padding in items]
+        return collate_groups([*items, *beside])
 
 
 def _pad(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:
@@ -242,6 +296,13 @@ def token_groups(batch: Mapping[str, torch.Tensor]) -> list[TokenGroup]:
     ]
 
 
-def with_references(group: EncodedGroup, ref_anchors: Sequence[float], ref_negatives: Sequence[float]) -> EncodedGroup:
+def with_references(
+    group: EncodedGroup,
+    ref_anchors: Sequence[float],
+    ref_negatives: Sequence[float],
+    ref_others: Sequence[float] = (),
+) -> EncodedGroup:
     """The group with its reference log-probs: r⁻ under the anchors, r⁺ under the negatives."""
-    return replace(group, ref_anchors=tuple(ref_anchors), ref_negatives=tuple(ref_negatives))
+    return replace(
+        group, ref_anchors=tuple(ref_anchors), ref_negatives=tuple(ref_negatives), ref_others=tuple(ref_others)
+    )

@@ -53,7 +53,8 @@ class StepMetrics:
     ) -> None:
         """Add a micro-batch; `weight_B` is 0 for padding groups, token counts are [B, K] and [B, N]."""
         pair = group.negative_mask * weight_B[:, None]
-        anchor = group.anchor_mask * weight_B[:, None]
+        # A group without negatives is normal data: its answers are not anchors.
+        anchor = group.anchor_mask * weight_B[:, None] * group.negative_mask.any(1, keepdim=True)
         values = [
             pair.sum(),
             (terms.margin * pair).sum(),

@@ -1,6 +1,6 @@
 """Fills the groups with reference log-probs: r⁻ under the anchors, r⁺ under the negatives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,9 @@ def add_reference_logps(
     world_size: int = 1,
     barrier: Callable[[], None] = lambda: None,
 ) -> list[EncodedGroup]:
-    """The groups with `ref_anchors` and `ref_negatives` (sums in nats), from the cache where they are known.
+    """The groups with `ref_anchors`, `ref_negatives` and `ref_others` (sums in nats), from the cache where they are
+    known. Others are scored as what they stand beside: chosen answers under r⁻ like anchors, other prompts' negatives
+    under r⁺.
 
     Where both roles are the same policy, each prompt is computed once for all its answers. With several ranks each
     scores its share of the batches, and after `barrier` all read the whole.
@@ -74,16 +76,26 @@ def add_reference_logps(
             for (_, answers), values in zip(token_groups, scored, strict=True)
         ]
 
+    def tokens(answers: Callable[[EncodedGroup], Iterable[tuple[int, ...]]]) -> list[Any]:
+        return [(group.prompt_ids, list(dict.fromkeys(answers(group)))) for group in groups]
+
     if references.negative.digest == references.positive.digest:
-        under_negative = under_positive = score(references.negative, [group.tokens for group in groups])
+        under_negative = under_positive = score(
+            references.negative, tokens(lambda group: (*group.anchors, *group.negatives, *group.others))
+        )
     else:
-        under_negative = score(references.negative, [(group.prompt_ids, _unique(group.anchors)) for group in groups])
-        under_positive = score(references.positive, [(group.prompt_ids, _unique(group.negatives)) for group in groups])
+        under_negative = score(
+            references.negative, tokens(lambda g: (*g.anchors, *(() if g.others_fixed else g.others)))
+        )
+        under_positive = score(
+            references.positive, tokens(lambda g: (*g.negatives, *(g.others if g.others_fixed else ())))
+        )
     return [
-        with_references(group, [minus[ids] for ids in group.anchors], [plus[ids] for ids in group.negatives])
+        with_references(
+            group,
+            [minus[ids] for ids in group.anchors],
+            [plus[ids] for ids in group.negatives],
+            [(plus if group.others_fixed else minus)[ids] for ids in group.others],
+        )
         for group, minus, plus in zip(groups, under_negative, under_positive, strict=True)
     ]
-
-
-def _unique(responses: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    return list(dict.fromkeys(responses))

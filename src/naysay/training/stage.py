@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from naysay.artifacts.run_directory import RunDirectory
-from naysay.artifacts.store import explain_storage_errors, read_records, write_directory_atomic, write_jsonl
+from naysay.artifacts.store import explain_storage_errors, write_directory_atomic, write_jsonl
+from naysay.config.anchors import SCHEDULE_KEYS
 from naysay.config.model import ModelConfig
+from naysay.config.objectives import D2O, TrainingConfig
 from naysay.config.run import RunConfig
 from naysay.errors import DataError
 from naysay.modeling.adapters import INITIAL, load_reference, lora_config
 from naysay.modeling.chat import template_file
 from naysay.modeling.loading import load_model, load_tokenizer, resolve
-from naysay.records import Anchor, Negative, Prompt, Selection
 from naysay.training.checkpoints import last_complete, remove_incomplete
 from naysay.training.config import D2OConfig
 from naysay.training.progress import TrainingProgress
 from naysay.training.references import Reference
+from naysay.training.refresh import AnchorSchedule, AnchorSource
+from naysay.training.rows import files, normal_file, normal_rows, training_rows
 from naysay.training.trainer import D2OTrainer
 
-VERSION = 1
+VERSION = 2
 GROUPS = "groups.jsonl"
 _METRICS = (
     "loss",
@@ -41,8 +44,11 @@ def settings(config: RunConfig) -> dict[str, Any]:
     training = config.training.model_dump(mode="json")
     if config.training.method == "full":
         training.pop("lora")
+    training["seed"] = _seed(config)
+    online = config.anchors.schedule == "online"
+    redrawn = {name: getattr(config, name).model_dump(mode="json") for name in ("anchors", "sampling")}
     return {
-        "seed": config.seed,
+        **({**redrawn, "seed": config.seed} if online else {}),
         "model": config.model.model_dump(mode="json"),
         "references": config.references.model_dump(mode="json"),
         "training": training,
@@ -50,11 +56,9 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
+    training = config.training
     found = {
-        "prompts": run.prompts,
-        "negatives": run.negatives,
-        "anchors": run.anchors,
-        "selection": run.selection,
+        **files(run, acceptable=training.needs_chosen or training.needs_normal),
         "model": resolve(config.model.name, config.model.revision),
         **template_file(config.model),
     }
@@ -71,23 +75,29 @@ def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
     )
     # The model card is the report's, which knows the evaluation.
     files = {folder / config_file, *(path for path in folder.glob("*") if path.name != "README.md")}
-    return [*sorted(files), run.metrics, run.train / GROUPS]
+    return [*sorted(files), run.metrics, run.train / GROUPS, normal_file(run)]
 
 
-def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | None = None) -> dict[str, Any]:
     """Train, going on from the last complete checkpoint of a killed run.
+
+    Args:
+        config: the whole configuration.
+        run: where the records and the checkpoints are.
+        anchor_source: redraws anchors where `anchors.schedule` is online.
 
     Raises:
         DataError: no group with a negative and an anchor.
         ModelError: the model, a reference or the settings cannot be used.
         NonFiniteLossError: stopped before the optimizer step.
     """
-    rows = training_rows(run, "train")
+    rows = training_rows(run, "train", chosen=config.training.needs_chosen)
     if not rows:
         raise DataError(
             f"{run.selection}: no training prompt has a usable anchor; lower anchors.temperature, raise "
             "anchors.max_new_tokens, or relax anchors.filters"
         )
+    normal = normal_rows(run) if config.training.needs_normal else None
     arguments = _arguments(config, run)
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model)
@@ -98,10 +108,14 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=lora_config(config.training.lora) if config.training.method == "lora" else None,
+            normal_dataset=normal,
+            anchor_source=anchor_source,
+            anchor_schedule=AnchorSchedule(*(getattr(config.anchors, name) for name in SCHEDULE_KEYS)),
             reference_positive=_reference(config.references.positive, config.model, model, tokenizer),
             reference_negative=_reference(config.references.negative, config.model, model, tokenizer),
         )
         write_jsonl(run.train / GROUPS, _group_rows(trainer))
+        write_jsonl(normal_file(run), ({"prompt_id": row["prompt_id"]} for row in normal or ()))
         _train(trainer, run)
         history = [row for row in trainer.state.log_history if "loss" in row]
         write_jsonl(run.metrics, [{name: row.get(name) for name in ("step", "epoch", *_METRICS)} for row in history])
@@ -110,34 +124,12 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     return _counts(trainer, rows)
 
 
-def training_rows(run: RunDirectory, split: str) -> list[dict[str, Any]]:
-    """Rows for `D2OTrainer`: the prompts of a split with their negatives and selected anchors (token ids)."""
-    prompts = {p.prompt_id: p for p in read_records(run.prompts, Prompt) if p.split == split}
-    anchors = {anchor.anchor_id: anchor for anchor in read_records(run.anchors, Anchor)}
-    kept = {selection.prompt_id: selection.kept for selection in read_records(run.selection, Selection)}
-    negatives: dict[str, list[Negative]] = {}
-    for negative in read_records(run.negatives, Negative):
-        negatives.setdefault(negative.prompt_id, []).append(negative)
-    return [
-        {
-            "prompt_id": prompt_id,
-            "prompt": list(prompt.messages),
-            "rejected": [{"text": n.text, "finish": n.finish} for n in negatives[prompt_id]],
-            "anchors": [list(anchors[anchor_id].token_ids) for anchor_id in kept[prompt_id]],
-            "anchor_finish": [anchors[anchor_id].finish for anchor_id in kept[prompt_id]],
-        }
-        for prompt_id, prompt in prompts.items()
-        if negatives.get(prompt_id) and kept.get(prompt_id)
-    ]
-
-
 def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
     training = config.training
     return D2OConfig(
         **{
             "output_dir": str(run.train),
-            "alpha": training.alpha,
-            "beta": training.beta,
+            **_objective(training),
             "max_length": config.model.max_length,
             "tokens_per_microbatch": training.tokens_per_microbatch,
             "head_chunk": training.head_chunk,
@@ -155,13 +147,23 @@ def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
             "save_steps": training.save_steps,
             "save_total_limit": 2,
             "logging_steps": 1,
-            "seed": config.seed,
+            "seed": _seed(config),
             "disable_tqdm": True,
             "use_cpu": config.model.device == "cpu",
             "dataloader_pin_memory": False,
         }
         | training.trainer_args
     )
+
+
+def _seed(config: RunConfig) -> int:
+    return config.seed if config.training.seed is None else config.training.seed
+
+
+def _objective(training: TrainingConfig) -> dict[str, Any]:
+    if training.objective == D2O:
+        return {"objective": D2O, **training.objective_args}
+    return {"objective": training.objective, "objective_args": training.objective_args}
 
 
 def _reference(name: str, policy: ModelConfig, model: Any, tokenizer: Any) -> Reference | None:
@@ -224,6 +226,7 @@ def _counts(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> dict[str,
         "negatives": encoded.negatives,
         "anchors": encoded.anchors,
         "steps": trainer.state.global_step,
+        **({"refreshed": trainer.anchor_buffer.counts} if trainer.anchor_buffer is not None else {}),
         "finish": {
             "anchors": dict(Counter(finish for row in rows for finish in row["anchor_finish"])),
             "negatives": dict(Counter(answer["finish"] for row in rows for answer in row["rejected"])),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from naysay.core.groups import GroupLogps
+from naysay.core.groups import Answers, GroupLogps
 from naysay.core.prefix import TokenGroup, group_length, plan_microbatches, split_group
 
 
@@ -64,8 +64,7 @@ def group_logps(batch: Batch, members: Sequence[int], logp_R: Tensor) -> GroupLo
 
     An anchor that was drawn twice is read twice.
     """
-    counts = [len(batch.groups[i][1]) for i in members]
-    offsets = torch.tensor([sum(counts[:j]) for j in range(len(counts))], device=logp_R.device)
+    offsets = _offsets(batch, members, logp_R)
     anchor_index, negative_index = (_rows(batch, name, members, logp_R) for name in ("anchor_index", "negative_index"))
     return GroupLogps(
         anchors=_take(logp_R, anchor_index, offsets),
@@ -77,17 +76,43 @@ def group_logps(batch: Batch, members: Sequence[int], logp_R: Tensor) -> GroupLo
     )
 
 
+def other_answers(batch: Batch, members: Sequence[int], logp_R: Tensor) -> Answers:
+    """Log-probs of what the objective reads beside anchors and negatives [B, C]."""
+    offsets = _offsets(batch, members, logp_R)
+    index = _rows(batch, "other_index", members, logp_R)
+    return Answers(
+        logps=_take(logp_R, index, offsets),
+        ref_logps=_rows(batch, "ref_others", members, logp_R).to(logp_R.dtype),
+        mask=index >= 0,
+        tokens=_take(_response_lengths(batch, members, logp_R), index, offsets),
+    )
+
+
+def negative_values(batch: Batch, members: Sequence[int], values_R: Tensor) -> Tensor:
+    """[B, N] of a value of every response, at the negatives of `members`; 0 where masked."""
+    offsets = _offsets(batch, members, values_R)
+    return _take(values_R, _rows(batch, "negative_index", members, values_R), offsets)
+
+
 def token_counts(batch: Batch, members: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens of every anchor [B, K] and every negative [B, N] of `members`; 0 where masked."""
-    counts = [len(batch.groups[i][1]) for i in members]
-    offsets = torch.tensor([sum(counts[:j]) for j in range(len(counts))], device=like.device)
-    lengths_R = torch.tensor(
-        [len(answer) for i in members for answer in batch.groups[i][1]], dtype=like.dtype, device=like.device
-    )
+    offsets = _offsets(batch, members, like)
+    lengths_R = _response_lengths(batch, members, like)
     return (
         _take(lengths_R, _rows(batch, "anchor_index", members, like), offsets),
         _take(lengths_R, _rows(batch, "negative_index", members, like), offsets),
     )
+
+
+def _offsets(batch: Batch, members: Sequence[int], like: Tensor) -> Tensor:
+    """Where the responses of each member begin among those of all."""
+    counts = [len(batch.groups[i][1]) for i in members]
+    return torch.tensor([sum(counts[:j]) for j in range(len(counts))], device=like.device)
+
+
+def _response_lengths(batch: Batch, members: Sequence[int], like: Tensor) -> Tensor:
+    lengths = [len(answer) for i in members for answer in batch.groups[i][1]]
+    return torch.tensor(lengths, dtype=like.dtype, device=like.device)
 
 
 def _rows(batch: Batch, name: str, members: Sequence[int], like: Tensor) -> Tensor:

@@ -11,32 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, set_seed
 
 from naysay.core.groups import D2OTerms, GroupLogps
-from naysay.core.objective import d2o_loss
-from naysay.errors import ConfigError, DataError, InputNotFoundError, ModelError, NonFiniteLossError
+from naysay.core.prefix import TokenGroup
+from naysay.errors import DataError, InputNotFoundError, ModelError, NonFiniteLossError
 from naysay.modeling.adapters import add_adapter
 from naysay.modeling.forward import enable_group_forward, response_logps, token_budget
 from naysay.modeling.loading import refuse_dropout
 from naysay.training.checkpoints import check_references, last_complete, mark_complete
 from naysay.training.config import D2OConfig
-from naysay.training.data import (
-    EncodedGroup,
-    EncodingCounts,
-    GroupDataset,
-    GroupSampler,
-    collate_groups,
-    encode_rows,
-    token_groups,
-)
+from naysay.training.data import EncodedGroup, EncodingCounts, GroupCollator, GroupDataset, GroupSampler, token_groups
 from naysay.training.metrics import StepMetrics
-from naysay.training.references import Reference, ReferencePair, add_reference_logps
-from naysay.training.step import Batch, Work, group_logps, plan_work, token_counts
-
-Rows = Sequence[Mapping[str, Any]]
+from naysay.training.objectives import Others
+from naysay.training.preparation import Preparation, Rows, as_reference, check_arguments, output_dir
+from naysay.training.references import Reference, ReferencePair
+from naysay.training.refresh import (
+    AnchorBuffer,
+    AnchorSchedule,
+    AnchorSource,
+    RefreshAnchors,
+    check_refreshable,
+    frozen_initial,
+    lasting,
+    make_buffer,
+)
+from naysay.training.step import (
+    Batch,
+    Work,
+    group_logps,
+    negative_values,
+    other_answers,
+    plan_work,
+    token_counts,
+)
+from naysay.training.step_constant import StepConstant, WeightedRow
 
 
 class D2OTrainer(Trainer):
@@ -55,8 +65,11 @@ class D2OTrainer(Trainer):
         eval_dataset: rows of the same kind, for `evaluate()`.
         processing_class: the tokenizer.
         peft_config: the adapter to train; None trains what requires a gradient in `model`.
+        normal_dataset: benign rows with `prompt` and `answers`, for objectives that need normal data (llmu).
         reference_positive: r⁺, the policy under the negatives.
         reference_negative: r⁻, the policy under the anchors.
+        anchor_source: redraws anchors from the policy in training; None keeps those of `train_dataset`.
+        anchor_schedule: when it does; its defaults where None.
         **kwargs: passed to transformers.Trainer (callbacks, optimizers, ...).
 
     Raises:
@@ -79,29 +92,34 @@ class D2OTrainer(Trainer):
         peft_config: Any = None,
         reference_positive: nn.Module | Reference | None = None,
         reference_negative: nn.Module | Reference | None = None,
+        normal_dataset: Rows | None = None,
+        anchor_source: AnchorSource | None = None,
+        anchor_schedule: AnchorSchedule | None = None,
         **kwargs: Any,
     ):
         args = args or D2OConfig(output_dir="d2o_output")
         if processing_class is None:
             raise ModelError("D2OTrainer: expected processing_class=tokenizer (with a chat template), found None")
-        _check_arguments(model, args, peft_config)
+        check_arguments(model, args, peft_config)
         refuse_dropout(model)
         if getattr(peft_config, "lora_dropout", 0):
             raise ModelError(f"dropout must be 0, found lora_dropout={peft_config.lora_dropout}; set lora_dropout=0.0")
         self.encoding_counts: dict[str, EncodingCounts] = {}
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or args.max_length
         longest = min(args.max_length, context)
-        train = self._encode("train", train_dataset, processing_class, longest)
-        evaluation = self._encode("eval", eval_dataset, processing_class, longest)
+        self._objective = args.make_objective()
+        self._preparation = Preparation(args, self._objective, processing_class, longest)
+        encoded: dict[str, list[EncodedGroup]] = {"normal": self._preparation.encode_normal(normal_dataset)}
+        for name, rows in (("train", train_dataset), ("eval", eval_dataset)):
+            if rows is not None:
+                encoded[name], self.encoding_counts[name] = self._preparation.encode(rows)
         initial = Reference.of(model.to(args.device), processing_class)
         references = ReferencePair(
-            negative=_as_reference(reference_negative, initial, processing_class),
-            positive=_as_reference(reference_positive, initial, processing_class),
+            negative=as_reference(reference_negative, initial, processing_class),
+            positive=as_reference(reference_positive, initial, processing_class),
         )
-        datasets = [
-            None if groups is None else GroupDataset(_add_references(groups, references, args, processing_class))
-            for groups in (train, evaluation)
-        ]
+        groups = {name: self._preparation.add_references(found, references) for name, found in encoded.items()}
+        datasets = {name: GroupDataset(found) for name, found in groups.items()}
         # Only the digests are kept: another model that served as a reference can be freed now.
         self.reference_digests = references.digests
         if peft_config is not None:
@@ -114,16 +132,31 @@ class D2OTrainer(Trainer):
             )
         enable_group_forward(model)
         self._metrics = StepMetrics()
+        self._constant = StepConstant(self._objective)
         self._token_budget = token_budget(args.tokens_per_microbatch, args.device)
+        self._collate = GroupCollator(groups["normal"])
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate_groups,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
+            data_collator=self._collate,
+            train_dataset=datasets.get("train"),
+            eval_dataset=datasets.get("eval"),
             processing_class=processing_class,
             **kwargs,
         )
+        self.anchor_buffer: AnchorBuffer | None = None
+        if anchor_source is not None:
+            check_refreshable(self._objective, self.accelerator.distributed_type)
+            opened = frozen_initial(model, adapter_is_new=peft_config is not None)
+            self.anchor_buffer = make_buffer(
+                self.train_dataset.groups,
+                anchor_source,
+                anchor_schedule or AnchorSchedule(),
+                policy=self.model,
+                negative=lasting(references.negative, initial, opened),
+                preparation=self._preparation,
+            )
+            self.add_callback(RefreshAnchors(self.anchor_buffer))
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -136,7 +169,7 @@ class D2OTrainer(Trainer):
             InputNotFoundError: `True`, and there is no complete checkpoint.
         """
         if resume_from_checkpoint is True:
-            found = last_complete(_output_dir(self.args))
+            found = last_complete(output_dir(self.args))
             if found is None:
                 raise InputNotFoundError(
                     f"{self.args.output_dir}: no complete checkpoint to resume from; call train() without it"
@@ -144,6 +177,7 @@ class D2OTrainer(Trainer):
             resume_from_checkpoint = str(found)
         if resume_from_checkpoint:
             check_references(Path(resume_from_checkpoint), self.reference_digests)
+            self._constant.load(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     def training_step(
@@ -152,8 +186,12 @@ class D2OTrainer(Trainer):
         """Forward and backward of this rank's groups: gradients of Σ loss / (pairs of the whole optimizer step)."""
         model.train()
         self._metrics.start()
+        if self.anchor_buffer is not None:
+            # The data loader collates a batch ahead, before the anchors of this step were redrawn.
+            inputs = self._collate(self.train_dataset.items(inputs["row"], inputs["weight"]))
         batch = Batch(token_groups(inputs), self._prepare_inputs(inputs))
         pairs = num_items_in_batch if num_items_in_batch is not None else self._get_num_items_in_batch([inputs])
+        self._constant.start(self.state.global_step, lambda rows: self._mismatched(model, rows), self._sum_over_ranks)
         scale = self.accelerator.num_processes / pairs
         whole, parts = plan_work(batch, self._token_budget)
         whole_count, part_count = self._most_of_all_ranks(len(whole), len(parts))
@@ -164,7 +202,7 @@ class D2OTrainer(Trainer):
         queue = [*whole, *[idle] * (whole_count - len(whole)), *parts, *[idle] * (part_count - len(parts))]
         for number, work in enumerate(queue):
             with self._synchronised(model, last=number == len(queue) - 1):
-                logp_R = response_logps(model, work.tokens(batch), head_chunk=self.args.head_chunk)
+                logp_R = self._logps(model, work.tokens(batch))
                 if work.responses is None:
                     loss = self._micro_loss(batch, work.members, logp_R) * scale
                     losses[work] = loss.detach()
@@ -184,9 +222,7 @@ class D2OTrainer(Trainer):
         Pass 2 then back-propagates each part alone with the linear surrogate Σ coefficient · log-prob.
         """
         with torch.no_grad():
-            found = [
-                response_logps(model, work.tokens(batch), head_chunk=self.args.head_chunk) for work in [*parts, *idle]
-            ]
+            found = [self._logps(model, work.tokens(batch)) for work in [*parts, *idle]]
         coefficients: dict[Work, Tensor] = {}
         losses: dict[Work, Tensor] = {}
         for member in dict.fromkeys(work.members[0] for work in parts):
@@ -201,18 +237,47 @@ class D2OTrainer(Trainer):
 
     def _micro_loss(self, batch: Batch, members: Sequence[int], logp_R: Tensor) -> Tensor:
         """Sum of the loss over the pairs of `members`; padding groups have weight 0. Adds to the step's metrics."""
+        unlikelihood_R = None
+        if logp_R.dim() == 2:
+            logp_R, unlikelihood_R = logp_R.unbind(1)
         group = group_logps(batch, members, logp_R)
-        terms = self.objective(group)
+        anchor_tokens, negative_tokens = token_counts(batch, members, logp_R)
+        others = Others(
+            negative_tokens=negative_tokens,
+            negative_unlikelihood=None if unlikelihood_R is None else negative_values(batch, members, unlikelihood_R),
+            chosen=other_answers(batch, members, logp_R) if self._objective.needs_chosen else None,
+            unrelated=other_answers(batch, members, logp_R) if self._objective.needs_unrelated else None,
+            constant=self._constant.value,
+        )
+        terms = self.objective(group, others)
         weight_B = batch.tensors["weight"][list(members)].to(logp_R)
         if self.model.training:
-            anchor_tokens, negative_tokens = token_counts(batch, members, logp_R)
+            self._constant.add(terms, group.negative_mask * weight_B[:, None])
             computed = sum(batch.lengths[i] for i in members)
             self._metrics.add(terms, weight_B, group, anchor_tokens, negative_tokens, computed)
         return (terms.loss * weight_B[:, None]).sum()
 
-    def objective(self, group: GroupLogps) -> D2OTerms:
-        """Per-pair terms of the loss; the place to override for another objective."""
-        return d2o_loss(group, alpha=self.args.alpha, beta=self.args.beta)
+    def objective(self, group: GroupLogps, others: Others) -> D2OTerms:
+        """Per-pair terms of the loss; the place to override for a loss of your own."""
+        return self._objective.terms(group, others)
+
+    def _logps(self, model: nn.Module, groups: Sequence[TokenGroup]) -> Tensor:
+        """[R] sums of log-probs, or [R, 2] where the objective reads Σ_t log(1 − π) too."""
+        unlikelihood = self._objective.needs_unlikelihood
+        return response_logps(model, groups, head_chunk=self.args.head_chunk, unlikelihood=unlikelihood)
+
+    def _mismatched(self, model: nn.Module, rows: Sequence[WeightedRow]) -> Tensor:
+        """[sum, weights] of the log-ratios of answers to other prompts; without a graph."""
+        total = torch.zeros(2)
+        with torch.no_grad():
+            # One forward a group, whatever it holds: every rank has equally many, and so the same collectives.
+            for row, weight in rows:
+                group = self.train_dataset.groups[row]
+                found = self._logps(model, [(group.prompt_ids, group.others or group.negatives[:1])])
+                if group.others:
+                    ratio = found.double().mean() - sum(group.ref_others) / len(group.ref_others)
+                    total += torch.tensor([float(ratio) * weight, weight])
+        return total
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -221,10 +286,7 @@ class D2OTrainer(Trainer):
         batch = Batch(token_groups(inputs), self._prepare_inputs(inputs))
         whole, parts = plan_work(batch, self._token_budget)
         with torch.no_grad():
-            logps = {
-                work: response_logps(model, work.tokens(batch), head_chunk=self.args.head_chunk)
-                for work in [*whole, *parts]
-            }
+            logps = {work: self._logps(model, work.tokens(batch)) for work in [*whole, *parts]}
             total = torch.stack(
                 [self._micro_loss(batch, work.members, logps[work]) for work in whole] or [torch.zeros(())]
             ).sum()
@@ -265,6 +327,7 @@ class D2OTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any = None) -> Tensor:
         """Pairs of the whole optimizer step, over all micro-batches and ranks: the denominator of the loss."""
+        self._constant.expect(batch_samples)
         pairs = sum((_pairs(batch) for batch in batch_samples), start=torch.zeros(()))
         return self._sum_over_ranks(pairs.to(self.args.device))
 
@@ -281,13 +344,8 @@ class D2OTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            self._constant.save(folder)
             mark_complete(folder, self.reference_digests)
-
-    def _encode(self, name: str, rows: Rows | None, tokenizer: Any, max_length: int) -> list[EncodedGroup] | None:
-        if rows is None:
-            return None
-        groups, self.encoding_counts[name] = encode_rows(rows, tokenizer, max_length=max_length)
-        return groups
 
     def _most_of_all_ranks(self, *counts: int) -> list[int]:
         if self.accelerator.num_processes == 1:
@@ -329,52 +387,5 @@ class D2OTrainer(Trainer):
             )
 
 
-def _check_arguments(model: Any, args: Any, peft_config: Any) -> None:
-    """What would fail late, or silently, is refused at the start."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"D2OTrainer: model: expected a loaded causal LM, found {type(model).__name__}; "
-            "load it with AutoModelForCausalLM.from_pretrained(...)"
-        )
-    if not isinstance(args, D2OConfig):
-        raise ConfigError(f"D2OTrainer: args: expected a D2OConfig, found {type(args).__name__}")
-    if peft_config is not None and isinstance(model, PeftModel):
-        raise ModelError(
-            "D2OTrainer: the model has an adapter already, so a second one from peft_config would train against the "
-            "wrong references; call merge_and_unload() on it first, or leave peft_config out to go on training it"
-        )
-
-
-def _add_references(
-    groups: list[EncodedGroup], references: ReferencePair, args: D2OConfig, tokenizer: Any
-) -> list[EncodedGroup]:
-    return add_reference_logps(
-        groups,
-        references,
-        tokenizer,
-        cache_root=Path(args.reference_cache_dir or _output_dir(args) / "reference_cache"),
-        tokens_per_microbatch=token_budget(args.tokens_per_microbatch, args.device),
-        head_chunk=args.head_chunk,
-        rank=args.process_index,
-        world_size=args.world_size,
-        barrier=_barrier,
-    )
-
-
-def _output_dir(args: D2OConfig) -> Path:
-    return Path(args.output_dir or "d2o_output")
-
-
-def _as_reference(given: nn.Module | Reference | None, initial: Reference, tokenizer: Any) -> Reference:
-    if given is None:
-        return initial
-    return given if isinstance(given, Reference) else Reference.of(given, tokenizer)
-
-
 def _pairs(inputs: Mapping[str, Tensor]) -> Tensor:
     return ((inputs["negative_index"] >= 0).sum(1) * inputs["weight"]).sum().cpu()
-
-
-def _barrier() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
