@@ -121,7 +121,8 @@ def test_config_show_is_a_recipe(terminal):
 def test_config_schema_documents_every_key(terminal):
     assert terminal("config", "schema") == 0
     schema = json.loads(terminal.out)
-    assert schema["$defs"]["TrainingConfig"]["properties"]["beta"]["default"] == 0.1
+    assert schema["$defs"]["D2OTraining"]["properties"]["beta"]["default"] == 0.1
+    assert "alpha" not in schema["$defs"]["NPOTraining"]["properties"]
     undocumented = [
         f"{name}.{key}"
         for name, section in schema["$defs"].items()

@@ -70,13 +70,13 @@ def resolve(options: RunOptions) -> tuple["RunConfig", Path]:
     """
     out = options.out
     if out is None:
-        config = _load(options, options.recipe)
+        config = load(options, options.recipe)
         out = Path("runs") / input_name(config.data.path)
     base = options.recipe
     if base is None and options.rejected is None:
         runs = [path for path in (out, options.reuse) if path is not None]
         base = next((path / "config.yaml" for path in runs if (path / "config.yaml").is_file()), None)
-    return _load(options, base), out
+    return load(options, base), out
 
 
 def input_name(path: str) -> str:
@@ -100,7 +100,8 @@ def parse_map(pairs: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def _load(options: RunOptions, recipe: Path | None) -> "RunConfig":
+def load(options: RunOptions, recipe: Path | None) -> "RunConfig":
+    """The config that the flags ask for, on top of a recipe."""
     from naysay.config import load_config
 
     given: dict[str, Any] = {

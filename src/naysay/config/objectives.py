@@ -77,6 +77,8 @@ class NPOTraining(_Objective):
     """Negative preference optimization."""
 
     objective: Literal["npo"] = "npo"
+    """Which objective this is."""
+
     beta: Positive = 0.1
     """Inverse temperature; the source's default."""
 
@@ -85,6 +87,8 @@ class SimNPOTraining(_Objective):
     """NPO without a reference, normalised by length."""
 
     objective: Literal["simnpo"] = "simnpo"
+    """Which objective this is."""
+
     beta: Positive = 2.5
     """Inverse temperature of the log-prob per token; one of the source's."""
     gamma: float = 0.0
@@ -95,6 +99,7 @@ class GATraining(_Objective):
     """Gradient ascent on the negatives. It has no parameter, and no bound."""
 
     objective: Literal["ga"] = "ga"
+    """Which objective this is."""
 
 
 class LLMUTraining(_Objective):
@@ -103,6 +108,8 @@ class LLMUTraining(_Objective):
     needs_normal: ClassVar[bool] = True
 
     objective: Literal["llmu"] = "llmu"
+    """Which objective this is."""
+
     forget: Weight = 0.5
     """ε₁, of gradient ascent; as in the source's code."""
     mismatch: Weight = 1.0
@@ -115,12 +122,15 @@ class UnlikelihoodTraining(_Objective):
     """Token-level unlikelihood. It has no parameter."""
 
     objective: Literal["unlikelihood"] = "unlikelihood"
+    """Which objective this is."""
 
 
 class KTONegativeTraining(_Objective):
     """The undesirable side of KTO."""
 
     objective: Literal["kto_negative"] = "kto_negative"
+    """Which objective this is."""
+
     beta: Positive = 0.1
     """Inverse temperature; the source's default."""
     lambda_u: Positive = 1.0
@@ -131,6 +141,8 @@ class BCONegativeTraining(_Objective):
     """The undesirable side of BCO."""
 
     objective: Literal["bco_negative"] = "bco_negative"
+    """Which objective this is."""
+
     beta: Positive = 0.1
     """Inverse temperature; the source's default. δ is the running mean of β r up to the step before."""
 
@@ -139,6 +151,8 @@ class ULMANegativeTraining(_Objective):
     """The negative part of ULMA."""
 
     objective: Literal["ulma_negative"] = "ulma_negative"
+    """Which objective this is."""
+
     beta: Positive = 0.1
     """Inverse temperature; our choice."""
     c: float = 0.0
@@ -151,6 +165,8 @@ class AltPOTraining(_Objective):
     anchors_read: ClassVar[AnchorUse] = "all"
 
     objective: Literal["altpo"] = "altpo"
+    """Which objective this is."""
+
     beta: Positive = 0.1
     """Inverse temperature; the source's default."""
 
@@ -161,6 +177,8 @@ class PMPONegativeTraining(_Objective):
     anchors_read: ClassVar[AnchorUse] = "all"
 
     objective: Literal["pmpo_negative"] = "pmpo_negative"
+    """Which objective this is."""
+
     beta: Weight = 1.0
     """Weight of the KL; our choice."""
 
@@ -171,6 +189,8 @@ class DPOSelfTraining(_Objective):
     anchors_read: ClassVar[AnchorUse] = "first"
 
     objective: Literal["dpo_self"] = "dpo_self"
+    """Which objective this is."""
+
     beta: Positive = 0.1
     """Inverse temperature; the source's default."""
 
@@ -183,6 +203,8 @@ class DPOTraining(_Paired):
     """DPO; needs human-chosen answers."""
 
     objective: Literal["dpo"] = "dpo"
+    """Which objective this is."""
+
     beta: Positive = 0.1
     """Inverse temperature; the source's default."""
 
@@ -191,6 +213,8 @@ class IPOTraining(_Paired):
     """IPO; needs human-chosen answers."""
 
     objective: Literal["ipo"] = "ipo"
+    """Which objective this is."""
+
     tau: Positive = 0.1
     """Regularisation: the log-ratio gap is drawn to 1/(2 tau) nats; our choice."""
 
@@ -199,6 +223,8 @@ class SLiCTraining(_Paired):
     """SLiC; needs human-chosen answers."""
 
     objective: Literal["slic"] = "slic"
+    """Which objective this is."""
+
     delta: Positive = 1.0
     """Margin of the hinge, nats; our choice."""
     lambda_sft: Weight = 0.1
@@ -209,6 +235,8 @@ class SimPOTraining(_Paired):
     """SimPO; needs human-chosen answers."""
 
     objective: Literal["simpo"] = "simpo"
+    """Which objective this is."""
+
     beta: Positive = 2.0
     """Inverse temperature of the log-prob per token; one of the source's."""
     gamma: float = 1.0
@@ -219,6 +247,7 @@ class SFTChosenTraining(_Paired):
     """Supervised fine-tuning on human-chosen answers. It has no parameter."""
 
     objective: Literal["sft_chosen"] = "sft_chosen"
+    """Which objective this is."""
 
 
 _CLASSES: tuple[type[_Objective], ...] = (

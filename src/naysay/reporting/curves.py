@@ -16,17 +16,17 @@ from matplotlib.ticker import MaxNLocator
 MetricRow = Mapping[str, Any]
 
 # Stand-ins that the page's style sheet colours: matplotlib can only write fixed ones.
-_INK, _GRID = "#010203", "#010204"
+INK, GRID = "#010203", "#010204"
 _SERIES = ("#010205", "#010206")
-_VARIABLES = {_INK: "var(--ink-2)", _GRID: "var(--line)", _SERIES[0]: "var(--series-1)", _SERIES[1]: "var(--series-2)"}
-_SETTINGS: Any = {
+_VARIABLES = {INK: "var(--ink-2)", GRID: "var(--line)", _SERIES[0]: "var(--series-1)", _SERIES[1]: "var(--series-2)"}
+SETTINGS: Any = {
     "svg.hashsalt": "naysay",
     "svg.fonttype": "none",
     "font.size": 10.0,
     "axes.unicode_minus": False,
     "axes.formatter.useoffset": False,
 }
-_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def _values(rows: Sequence[MetricRow], metric: str) -> list[tuple[float, float]]
 
 
 def _draw(plan: _Plan, rows: Sequence[MetricRow]) -> Curve:
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(4.7, 2.7), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -105,27 +105,35 @@ def _draw(plan: _Plan, rows: Sequence[MetricRow]) -> Curve:
                 spoken.append(f"{label} from {y[0]:.3f} at step {x[0]:.0f} to {y[-1]:.3f} at step {x[-1]:.0f}")
         _style(axes, plan)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
-    return Curve(plan.title, plan.caption, f"{plan.title}: {'; '.join(spoken)}.", _inline(stream.getvalue(), plan.name))
+        figure.savefig(stream, format="svg", transparent=True, metadata=NO_METADATA)
+    return Curve(
+        plan.title,
+        plan.caption,
+        f"{plan.title}: {'; '.join(spoken)}.",
+        inline(stream.getvalue(), plan.name, _VARIABLES),
+    )
 
 
 def _style(axes: Axes, plan: _Plan) -> None:
     if plan.reference is not None:
-        axes.axhline(plan.reference, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_xlabel("optimizer step", color=_INK)
-    axes.set_ylabel(plan.unit, color=_INK)
+        axes.axhline(plan.reference, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_xlabel("optimizer step", color=INK)
+    axes.set_ylabel(plan.unit, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.grid(visible=True, axis="y", color=_GRID, linewidth=0.8)
-    axes.tick_params(colors=_INK, length=0)
+    axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8)
+    axes.tick_params(colors=INK, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
+    axes.spines["bottom"].set_color(GRID)
     if len(plan.series) > 1:
-        axes.legend(frameon=False, labelcolor=_INK, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0)
+        axes.legend(frameon=False, labelcolor=INK, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0)
 
 
-def _inline(svg: str, name: str) -> str:
-    """Make an SVG file a part of an HTML page: no prolog, no metadata, no global style, ids that are its own."""
+def inline(svg: str, name: str, variables: Mapping[str, str]) -> str:
+    """Make an SVG file a part of an HTML page: no prolog, no metadata, no global style, ids that are its own.
+
+    `variables` maps the stand-in colours of the drawing to the style sheet's.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(?::\w+)?="[^"]*"| version="[^"]*"', "", svg).replace("xlink:href", "href")
@@ -134,6 +142,6 @@ def _inline(svg: str, name: str) -> str:
     svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     svg = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", svg)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", svg)
-    for colour, variable in _VARIABLES.items():
+    for colour, variable in variables.items():
         svg = svg.replace(colour, variable)
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()

@@ -43,7 +43,7 @@ def render(
     folder = files("naysay.reporting")
     # Strict: a name that the template misspells is an error here, not a hole in the report.
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_legible, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=StrictUndefined, finalize=legible, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
     tone, tone_name = TONES[verdict.label]
@@ -69,6 +69,6 @@ def render(
     )
 
 
-def _legible(value: Any) -> Any:
+def legible(value: Any) -> Any:
     """Replace what HTML cannot hold, control characters but tab and newline, by U+FFFD; our own Markup stays."""
     return _CONTROL.sub("\ufffd", value) if type(value) is str else value

@@ -69,6 +69,44 @@ def bootstrap_ratio_mean(
     return Estimate(value, float(low), float(high), groups)
 
 
+def bootstrap_ratio_difference(
+    before: tuple[ArrayLike, ArrayLike],
+    after: tuple[ArrayLike, ArrayLike],
+    clusters: Clusters | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Ratio after minus ratio before, each sum of numerators over sum of denominators, measured on the same V units.
+
+    Args:
+        before, after: (numerators [V], denominators [V]) of the two sides, in the same order of units.
+        clusters: a label [V] for each unit (its prompt); None = every unit is its own cluster.
+
+    Each resample of the clusters gives both ratios, so what the sides have in common cancels. The interval is that of
+    `bootstrap_ratio_mean`; for few clusters the standard error is that of the difference of the linearised ratios.
+    """
+    (sums_a, weights_a), (sums_b, weights_b) = (_cluster_sums(*side, clusters) for side in (after, before))
+    groups = len(sums_a)
+    if groups != len(sums_b):
+        raise DataError(f"bootstrap: expected the same units on both sides, found {groups} and {len(sums_b)} clusters")
+    if groups == 0:
+        return NOT_MEASURED
+    ratio_a, ratio_b = float(sums_a.sum() / weights_a.sum()), float(sums_b.sum() / weights_b.sum())
+    value = ratio_a - ratio_b
+    if groups == 1:
+        return Estimate(value, None, None, 1)
+    if groups < MIN_BOOTSTRAP_CLUSTERS:
+        residuals_G = _residuals(sums_a, weights_a, ratio_a) - _residuals(sums_b, weights_b, ratio_b)
+        error = float(np.sqrt(groups / (groups - 1) * np.sum(residuals_G**2)))
+        half = float(t.ppf(0.5 + LEVEL / 2, groups - 1)) * error
+        return Estimate(value, value - half, value + half, groups)
+    # The same seed picks the same clusters on both sides.
+    ratios = _resample(sums_a, weights_a, samples, seed) - _resample(sums_b, weights_b, samples, seed)
+    tail = _expanded_tail(groups)
+    low, high = np.quantile(ratios, [tail, 1.0 - tail])
+    return Estimate(value, float(low), float(high), groups)
+
+
 def paired_proportion_change(
     before: Sequence[bool], after: Sequence[bool], clusters: Clusters | None = None
 ) -> Estimate:
@@ -160,8 +198,12 @@ def _cluster_sums(numerators: ArrayLike, denominators: ArrayLike, clusters: Clus
 
 def _standard_error(sums_G: Floats, weights_G: Floats, value: float) -> float:
     groups = len(sums_G)
-    residuals = sums_G - value * weights_G
-    return float(np.sqrt(groups / (groups - 1) * np.sum(residuals**2)) / weights_G.sum())
+    return float(np.sqrt(groups / (groups - 1) * np.sum(_residuals(sums_G, weights_G, value) ** 2)))
+
+
+def _residuals(sums_G: Floats, weights_G: Floats, value: float) -> Floats:
+    """Influence of each cluster on the ratio (delta method): its residual over the sum of the denominators."""
+    return (sums_G - value * weights_G) / weights_G.sum()
 
 
 def _expanded_tail(groups: int) -> float:

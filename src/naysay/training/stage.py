@@ -215,6 +215,7 @@ def _group_rows(trainer: D2OTrainer) -> Iterator[Mapping[str, Any]]:
             "negatives": len(group.negatives),
             "negative_tokens": sum(map(len, group.negatives)),
             "negative_ref_logp": sum(group.ref_negatives),
+            "other_tokens": sum(map(len, group.others)),
         }
 
 
