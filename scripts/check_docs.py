@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 from naysay.config.load import dotted_keys
+from naysay.config.objectives import OBJECTIVES
 from naysay.config.run import RunConfig
 from naysay.config.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md")]
 DOCUMENTS = TOP + sorted((ROOT / "docs").glob("*.md"))
-COMMANDS = {"align", "config", *STAGES}
+COMMANDS = {"align", "compare", "config", "lab", *STAGES}
 
 
 def problems(document: Path) -> list[str]:
@@ -35,8 +36,19 @@ def problems(document: Path) -> list[str]:
     return [f"{document.relative_to(ROOT)}: {problem}" for problem in found]
 
 
+def missing_objectives() -> list[str]:
+    """Objectives that the table does not have, with all their own keys."""
+    rows = [line for line in (ROOT / "docs" / "objectives.md").read_text().splitlines() if line.startswith("| `")]
+    table = {row.split("`")[1]: row for row in rows}
+    return [
+        f"docs/objectives.md: no row for {name} with {', '.join(cls().objective_args) or 'no key'}"
+        for name, cls in OBJECTIVES.items()
+        if name not in table or not all(f"`{key}`" in table[name] for key in cls().objective_args)
+    ]
+
+
 def main() -> int:
-    found = [problem for document in DOCUMENTS for problem in problems(document)]
+    found = [problem for document in DOCUMENTS for problem in problems(document)] + missing_objectives()
     tracked = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.split():
         if name.endswith(".py") and len((ROOT / name).read_text(encoding="utf-8").splitlines()) > 400:

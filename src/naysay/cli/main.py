@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from naysay.cli import config, stages
+from naysay.cli import compare, config, lab, stages
 from naysay.cli.failures import INTERRUPTED, current_run, explain, explain_interruption
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 stages.register(app)
+compare.register(app)
+lab.register(app)
 app.add_typer(config.app, name="config")
 
 
