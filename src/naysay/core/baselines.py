@@ -32,7 +32,7 @@ def simnpo_loss(group: GroupLogps, negative_tokens: Float[Tensor, "B N"], *, bet
 
     Public code writes σ(β(NLL/|y| − δ)): the same with γ = βδ.
     """
-    mean_BN = _masked(group.negatives, group.negative_mask) / negative_tokens.clamp(min=1)
+    mean_BN = _per_token(group.negatives, negative_tokens, group.negative_mask)
     margin_BN = -beta * mean_BN - gamma
     return _terms(group, -2.0 / beta * F.logsigmoid(margin_BN), margin_BN, torch.sigmoid(-margin_BN))
 
@@ -168,8 +168,8 @@ def simpo_loss(
     group: GroupLogps, chosen: Answers, negative_tokens: Float[Tensor, "B N"], *, beta: float, gamma: float
 ) -> D2OTerms:
     """SimPO, arXiv 2405.14734: −log σ((β/|y_w|) log π_θ(y_w) − (β/|y_l|) log π_θ(y_l) − γ). No reference."""
-    positive_B1C = (_masked(chosen.logps, chosen.mask) / chosen.tokens.clamp(min=1))[:, None, :]
-    negative_BN1 = (_masked(group.negatives, group.negative_mask) / negative_tokens.clamp(min=1))[:, :, None]
+    positive_B1C = _per_token(chosen.logps, chosen.tokens, chosen.mask)[:, None, :]
+    negative_BN1 = _per_token(group.negatives, negative_tokens, group.negative_mask)[:, :, None]
     margin_BNC = beta * (positive_B1C - negative_BN1) - gamma
     return _over_chosen(group, chosen, -F.logsigmoid(margin_BNC), margin_BNC, torch.sigmoid(-margin_BNC))
 
@@ -239,6 +239,10 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the last axis where the mask holds, kept as an axis of length 1; 0 where it holds nowhere."""
     total = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum(-1, keepdim=True)
     return total / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _per_token(logps: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    return _masked(logps, mask) / _masked(tokens, mask).clamp(min=1)
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
