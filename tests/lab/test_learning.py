@@ -158,7 +158,7 @@ def test_chosen_answers_are_required_where_an_objective_reads_them():
 
 
 def test_a_run_that_broke_down_fails_every_comparison():
-    for values in (torch.tensor([1.0, float("nan")]), torch.tensor([])):
+    for values in (torch.tensor([1.0, float("nan")]), torch.tensor([2.0]), torch.tensor([])):
         row = summary(values)
         assert not row["ci_low"] > 0
         assert not row["ci_high"] < 0

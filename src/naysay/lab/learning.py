@@ -217,7 +217,7 @@ def harm_left(world: World, course: Course, initial_SXV: Tensor) -> Tensor:
 
 def summary(values_S: Tensor) -> dict[str, Any]:
     """Mean over seeds with its 95 % interval; NaN, which fails every comparison, where a run broke down."""
-    if not len(values_S) or not bool(values_S.isfinite().all()):
+    if len(values_S) < 2 or not bool(values_S.isfinite().all()):
         return {"value": math.nan, "ci_low": math.nan, "ci_high": math.nan, "n": len(values_S)}
     return bootstrap_mean(values_S.tolist(), samples=1000).as_dict()
 

@@ -4,6 +4,7 @@ Legend: V answers, P parameters, K anchors of which K_f are drawn from the froze
 policy, M sets of anchors. Gradients are those of the expected loss, the sampling itself not differentiated.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -200,7 +201,7 @@ def _default_ratio(policy: Policy) -> tuple[float, float]:
         pull = anchor_pull(policy, frozen, DEFAULT_K - frozen, alpha=0.1, beta=DEFAULT_BETA)
         weights.append(float((pull.frozen + pull.on_policy) @ target / (target @ target)) / pull.weight)
         sigma = pull.sigma
-    return weights[0] / weights[1], DEFAULT_K / (sigma * DEFAULT_BETA)
+    return weights[0] / weights[1] if weights[1] else math.inf, DEFAULT_K / (sigma * DEFAULT_BETA)
 
 
 def _mixture(policies: list[Policy]) -> Finding:
