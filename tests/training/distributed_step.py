@@ -3,6 +3,7 @@
 python -m torch.distributed.run --nproc_per_node 2 tests/training/distributed_step.py FOLDER
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -12,8 +13,10 @@ import torch
 from peft import LoraConfig
 
 from conftest import make_model, make_tokenizer
+from naysay.records import Anchor
 from naysay.training.config import D2OConfig
 from naysay.training.data import GroupSampler
+from naysay.training.refresh import AnchorSchedule
 from naysay.training.trainer import D2OTrainer
 
 SEED = 3
@@ -27,7 +30,25 @@ SCENARIOS = {
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     ),
     "lora": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
+    "refreshed": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
 }
+
+
+class Source:
+    """Draws what the slot and the round decide, whichever rank is asked; refuses some."""
+
+    def draw(self, model, slots, round):
+        return [self.one(*slot, round) for slot in slots]
+
+    def one(self, group_id, place, round):
+        digest = hashlib.sha256(f"{group_id}/{place}/{round}".encode()).digest()
+        if digest[0] < 64:
+            return None
+        ids = tuple(20 + value % 200 for value in digest[1 : 3 + digest[0] % 5])
+        return Anchor(
+            anchor_id=f"{group_id}/{place}", prompt_id=group_id, index=place, round=round, token_ids=ids,
+            token_logprobs=(), text="", finish="length", instruction_id="bare", seed=0, policy_digest="", sampler="fake",
+        )  # fmt: skip
 
 
 class Recorded(D2OTrainer):
@@ -63,7 +84,7 @@ def uneven_rows():
 
 def train(folder, name, *, ranks):
     """Train one scenario as one of `ranks` processes; what comes out, as JSON and tensors below `folder`."""
-    lora = name == "lora"
+    lora, refreshed = name in {"lora", "refreshed"}, name == "refreshed"
     arguments = D2OConfig(
         output_dir=str(folder / name),
         optim="adamw_torch" if lora else "sgd",
@@ -86,6 +107,8 @@ def train(folder, name, *, ranks):
         train_dataset=uneven_rows(),
         processing_class=make_tokenizer(),
         peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear") if lora else None,
+        anchor_source=Source() if refreshed else None,
+        anchor_schedule=AnchorSchedule(warmup_steps=1, refresh_every=1, refresh_fraction=0.5) if refreshed else None,
     )
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
@@ -96,6 +119,8 @@ def train(folder, name, *, ranks):
         "weights": {name: p.detach().clone() for name, p in trained.items()},
         "moved": max(float((p.detach() - before[name]).abs().max()) for name, p in trained.items()),
         "references": [[*group.ref_anchors, *group.ref_negatives] for group in groups],
+        "anchors": [group.anchors for group in groups],
+        "refresh": trainer.anchor_buffer.counts if trainer.anchor_buffer else {},
         "log": [row for row in trainer.state.log_history if "margin" in row],
         "work": trainer.work,
         "steps": trainer.state.global_step,

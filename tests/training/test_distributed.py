@@ -88,3 +88,18 @@ def test_both_ranks_train_against_the_same_references(two_processes, one_process
     stores = [ReferenceCache(cache.folder, next(cache.folder.iterdir()).name) for cache in caches]
     assert stores[0].reference_digest == stores[1].reference_digest
     assert len(stores[0]) == len(stores[1]) > 20
+
+
+def test_refreshed_anchors_are_the_same_on_both_ranks_and_in_one_process(two_processes, one_process):
+    first, second = two_processes[0]["refreshed"]
+    alone = one_process[0]["refreshed"]
+    as_lists = json.loads(json.dumps(alone["anchors"]))
+    assert first["anchors"] == second["anchors"] == as_lists
+    assert first["refresh"] == second["refresh"] == alone["refresh"]
+    assert alone["refresh"]["rounds"] == 2
+    assert min(alone["refresh"].values()) > 0
+    for mine, other, expected in zip(first["references"], second["references"], alone["references"], strict=True):
+        assert mine == other
+        assert mine == pytest.approx(expected, rel=1e-6)
+    written = [sorted(p.name for p in (f / "refreshed").glob("anchors-*")) for f in (two_processes[1], one_process[1])]
+    assert written == [["anchors-round-1.jsonl", "anchors-round-2.jsonl"]] * 2
