@@ -203,17 +203,17 @@ def heldout_pairs(
 
 
 def export_rows(rule: str, answers_of: Mapping[Split, Sequence[Sequence[OwnAnswer]]], path: Path) -> dict[str, int]:
-    """Write rejected.jsonl for `naysay compare`: a line for each violating answer, with the acceptable answers to the
-    same prompt as `chosen` and the split of the prompt. `answers_of` may end before a split's prompts do. Returns lines
-    by split."""
+    """Write rejected.jsonl for `naysay compare`: a line for each answer to a prompt that has a violating one, with
+    `label` (false = violates), how the answer ended and the split of the prompt. `answers_of` may end before a split's
+    prompts do. Returns rejected answers by split."""
     lines: list[dict[str, Any]] = []
     counts: dict[str, int] = {str(split): 0 for split in SPLITS}
     for split in SPLITS:
         for prompt, mine in zip(prompts_of_split(rule, split), answers_of[split], strict=False):
             violating, acceptable = split_by_rule(rule, mine)
-            for answer in violating:
-                line = {"prompt": prompt.text, "rejected": answer.text, "finish": answer.finish, "split": split}
-                lines.append(line | {"chosen": [good.text for good in acceptable]} if acceptable else line)
-                counts[split] += 1
+            for answer in (*violating, *(acceptable if violating else ())):
+                line = {"prompt": prompt.text, "completion": answer.text, "label": answer not in violating}
+                lines.append(line | {"finish": answer.finish, "split": split})
+            counts[split] += len(violating)
     write_jsonl(path, lines)
     return counts

@@ -103,9 +103,22 @@ def test_the_exported_file_is_read_as_rejected_and_acceptable_answers(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert counts == {split: 8 * TOPICS_OF_SPLIT[split] for split in SPLITS}
     columns = find_columns("x", lines, wanted="auto", mapped={}, from_text=False, for_benign=False)
-    parsed = parse_row(RawRow(1, lines[0]), columns)
-    assert [(answer.text, answer.rejected) for answer in parsed.answers] == [("Hi!", True), ("Hi.", False)]
-    assert parsed.split == "train"
+    parsed = [parse_row(RawRow(1, line), columns) for line in lines[:2]]
+    answers = [answer for row in parsed for answer in row.answers]
+    assert [(answer.text, answer.rejected, answer.finish) for answer in answers] == [
+        ("Hi!", True, "stop"),
+        ("Hi.", False, "stop"),
+    ]
+    assert [row.split for row in parsed] == ["train", "train"]
+
+
+def test_an_exported_answer_that_was_cut_stays_cut_and_prompts_without_a_violation_are_left_out(tmp_path):
+    prompts = prompts_of_split("exclamation", "train")[:2]
+    cut = [replace(answer, finish="length") for answer in own(prompts[0].prompt_id, ["Hi!", "Hi."])]
+    answers = {"train": [cut, own(prompts[1].prompt_id, ["Calm."])], "dev": [], "heldout": []}
+    assert export_rows("exclamation", answers, tmp_path / "r.jsonl") == {"train": 1, "dev": 0, "heldout": 0}
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [(line["prompt"], line["finish"]) for line in lines] == [(prompts[0].text, "length")] * 2
 
 
 def test_pareto_front_by_hand():

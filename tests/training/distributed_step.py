@@ -47,7 +47,8 @@ class Source:
         ids = tuple(20 + value % 200 for value in digest[1 : 3 + digest[0] % 5])
         return Anchor(
             anchor_id=f"{group_id}/{place}", prompt_id=group_id, index=place, round=round, token_ids=ids,
-            token_logprobs=(), text="", finish="length", instruction_id="bare", seed=0, policy_digest="", sampler="fake",
+            token_logprobs=(), text="", finish="length", instruction_id="bare", seed=0, policy_digest="",
+            sampler="fake",
         )  # fmt: skip
 
 
