@@ -4,7 +4,7 @@ way. A finished cell is one JSON file; a killed one goes on from its last checkp
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from benchmarks.known_rule_data import (
     EVALUATION_ROUND,
+    MAX_LENGTH,
     TRAINING_ROUND,
     DataSettings,
     OwnAnswer,
     draw_own,
     heldout_pairs,
     prompt_ids,
+    revised_answers,
     training_rows,
 )
 from benchmarks.rule_prompts import RulePrompt, Split, prompts_of_split
@@ -49,7 +51,7 @@ from naysay.training.trainer import D2OTrainer
 VERSION = 1
 """Raise it when a change makes saved cells worthless."""
 
-HEAD_CHUNK, BUDGET, MAX_LENGTH, PAIR_DRAWS = 1024, 1024, 512, 4
+HEAD_CHUNK, BUDGET, PAIR_DRAWS = 1024, 1024, 4
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,22 @@ class Answers:
         """Answers to prompts of an evaluation split, before training."""
         return self._draw(prompts, draws, length, seed, EVALUATION_ROUND)
 
+    def rows(
+        self, cell: Cell, prompts: Sequence[RulePrompt], drawn: Sequence[Sequence[OwnAnswer]], *, with_chosen: bool
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Training rows and their counts; `anchors: revise` draws them now."""
+        settings, rule, seed = cell.data, cell.rule, cell.seed
+        if settings.anchors != "revise":
+            return training_rows(rule, prompts, drawn, settings, seed=seed, with_chosen=with_chosen)
+        rejected, _ = training_rows(rule, prompts, drawn, replace(settings, anchors="unfiltered"), seed=seed)
+        revised = revised_answers(self.sampler, self.tokenizer, rejected, settings, seed, self.folder / rule)
+        kept = [(p, mine) for p, mine in zip(prompts, drawn, strict=True) if p.prompt_id in revised]
+        rows, counts = training_rows(
+            rule, *zip(*kept, strict=True), settings, seed=seed, with_chosen=with_chosen, revised=revised
+        )
+        skipped = len(prompts) - len(kept)
+        return rows, counts | {"prompts": len(prompts), "without_violation": counts["without_violation"] + skipped}
+
     def _draw(
         self, prompts: Sequence[RulePrompt], draws: int, length: int, seed: int, round: int
     ) -> list[list[OwnAnswer]]:
@@ -162,7 +180,7 @@ def train_cell(cell: Cell, work: Path, answers: Answers) -> dict[str, Any]:
     if needs.needs_normal:
         raise ConfigError(f"objective {cell.objective.name!r} needs normal data, which this benchmark has not")
     prompts, drawn = answers.training(cell.rule, cell.data, cell.seed)
-    rows, counts = training_rows(cell.rule, prompts, drawn, cell.data, seed=cell.seed, with_chosen=needs.needs_chosen)
+    rows, counts = answers.rows(cell, prompts, drawn, with_chosen=needs.needs_chosen)
     if not rows:
         raise ConfigError(f"rule {cell.rule!r}: none of {counts['prompts']} prompts has a row; draw more answers")
     measure = Measure(cell, work, answers)

@@ -9,17 +9,20 @@ from typing import Any, Literal
 from benchmarks.rule_prompts import SPLITS, RulePrompt, Split, prompts_of_split
 from benchmarks.rules import RULES, rewrite
 
+from naysay.artifacts.digests import digest_json
 from naysay.artifacts.store import write_jsonl
+from naysay.config.anchors import AnchorsConfig
+from naysay.generation.anchors import all_slots, draw_anchors
 from naysay.generation.plan import draw, plan_digest
 from naysay.generation.sampler import Request, Response, Sampler, SamplingSettings
 from naysay.generation.seeds import row_seed
 from naysay.modeling.chat import decode_response, encode_prompt
-from naysay.records import Finish
+from naysay.records import Finish, Negative, Prompt
 
-TEMPERATURE, TOP_K, TOP_P, BATCH = 0.7, 50, 0.9, 64
+TEMPERATURE, TOP_K, TOP_P, BATCH, MAX_LENGTH = 0.7, 50, 0.9, 64, 512
 TRAINING_ROUND, EVALUATION_ROUND = 0, -1
 _COUNTED = ("prompts", "rows", "negatives", "mislabelled", "without_violation", "without_other")
-AnchorSource = Literal["unfiltered", "accepted", "mixed"]
+AnchorSource = Literal["unfiltered", "accepted", "mixed", "revise"]
 NegativeSource = Literal["own", "rewritten"]
 
 
@@ -111,8 +114,9 @@ def training_rows(
     *,
     seed: int,
     with_chosen: bool = False,
+    revised: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows for D2OTrainer and counts: prompts = rows + skipped.
+    """Rows for D2OTrainer and counts: prompts = rows + skipped. `revised` are the anchors of `anchors: revise`.
 
     Of a prompt's first `labelled` answers the violating ones are negatives. With `noise`, each negative is replaced
     with that probability by an answer that keeps the rule. `chosen` (with_chosen) is an acceptable labelled answer.
@@ -126,7 +130,9 @@ def training_rows(
         violating, acceptable = split_by_rule(rule, mine[: settings.labelled])
         rejected, mislabelled = _negatives(violating, acceptable, settings, seed)
         rejected_as = [_as_negative(rule, answer, settings.negatives) for answer in rejected]
-        anchors = _anchors(rule, mine, rejected, settings)
+        anchors = (
+            _anchors(rule, mine, rejected, settings) if revised is None else list(map(list, revised[prompt.prompt_id]))
+        )
         chosen = [answer for answer in acceptable if answer not in rejected][:1]
         row = {"prompt": prompt.text, "prompt_id": prompt.prompt_id, "anchors": anchors}
         row["rejected"] = [answer for answer in rejected_as if answer is not None]
@@ -187,6 +193,43 @@ def _anchors(rule: str, mine: Sequence[OwnAnswer], rejected: Sequence[OwnAnswer]
     styled = [text for text in (rewritten(rule, answer) for answer in good) if text is not None]
     half = settings.k // 2
     return [*[list(answer.token_ids) for answer in unfiltered[: settings.k - half]], *styled[:half]]
+
+
+def revised_answers(
+    sampler: Sampler, tokenizer: Any, rows: Sequence[Mapping[str, Any]], settings: DataSettings, seed: int, folder: Path
+) -> dict[str, list[tuple[int, ...]]]:
+    """K answers to each prompt of `rows` by `anchors.mode: revise`: the model is shown a rejected answer and asked to
+    write it anew without what is wrong. It is not told what that is."""
+    prompts, shown = [], {}
+    for row in rows:
+        name = row["prompt_id"]
+        prompts.append(Prompt(name, ({"role": "user", "content": row["prompt"]},), "known_rule", "train"))
+        texts = [a["text"] if isinstance(a, dict) else decode_response(tokenizer, a) for a in row["rejected"]]
+        shown[name] = [Negative(f"n-{i}", name, text) for i, text in enumerate(texts)]
+    config = AnchorsConfig(
+        k=settings.k,
+        mode="revise",
+        max_new_tokens=settings.max_new_tokens,
+        temperature=TEMPERATURE,
+        top_k=TOP_K,
+        top_p=TOP_P,
+    )
+    anchors, _ = draw_anchors(
+        sampler,
+        tokenizer,
+        all_slots(prompts, settings.k),
+        config,
+        run_seed=seed,
+        batch_size=BATCH,
+        parts=folder / digest_json([[row["prompt_id"], row["rejected"]] for row in rows])[:16],
+        max_length=MAX_LENGTH,
+        rejected=shown,
+    )
+    found: dict[str, list[tuple[int, ...]]] = {prompt.prompt_id: [] for prompt in prompts}
+    for anchor in anchors:
+        if anchor.text.strip():
+            found[anchor.prompt_id].append(anchor.token_ids)
+    return found
 
 
 def heldout_pairs(

@@ -307,6 +307,20 @@ def test_a_cell_measures_before_and_after_on_the_same_prompts(tmp_path, tiny_wor
     assert result["data_counts"]["prompts"] == 8
 
 
+def test_revised_anchors_are_drawn_from_the_rejected_answer_and_trained_under_the_bare_prompt(tmp_path, tiny_world):
+    answers, cell = tiny_answers(tmp_path), tiny_cell()
+    revising = replace(cell, data=replace(cell.data, anchors="revise"))
+    prompts, drawn = answers.training("lists", cell.data, 0)
+    plain, before = answers.rows(cell, prompts, drawn, with_chosen=False)
+    rows, counts = answers.rows(revising, prompts, drawn, with_chosen=False)
+    assert len(rows) > 2
+    assert [(row["prompt"], row["rejected"]) for row in rows] == [(row["prompt"], row["rejected"]) for row in plain]
+    assert all(row["anchors"] != other["anchors"] for row, other in zip(rows, plain, strict=True))
+    assert counts == before
+    assert answers.rows(revising, prompts, drawn, with_chosen=False) == (rows, counts)
+    assert counts["prompts"] == counts["rows"] + counts["without_violation"] + counts["without_other"] == 8
+
+
 def _drawn(folder, count):
     for part in folder.glob("*/part-00000.jsonl"):
         rows = [json.loads(line) for line in part.read_text().splitlines()]
