@@ -2,9 +2,14 @@
 
 import pytest
 
-from naysay.pipeline.compare_choice import Candidate, choose
+from naysay.pipeline import compare_choice
+from naysay.pipeline.compare_choice import Candidate
 
 BOUND = 0.10
+
+
+def choose(candidates, kl_bound, budget_ratio=1.0):
+    return compare_choice.choose(candidates, kl_bound, budget_ratio)
 
 
 def whole(rate, separation=None, margin=0.0, kl=0.05, rise=0.0):
@@ -31,6 +36,13 @@ def test_the_bounds_themselves_are_within():
     assert found.at_edge
 
 
+@pytest.mark.parametrize(("kl", "taken"), [(0.025, 1e-3), (0.0251, 1e-5)])
+def test_kl_is_extrapolated_to_the_whole_budget_with_the_square_of_the_steps(kl, taken):
+    rates = [whole(1e-5, 0.01, kl=0.001), whole(1e-3, 0.90, kl=kl)]
+    assert choose(rates, BOUND, 2.0).learning_rate == taken
+    assert choose(rates, BOUND, 1.0).learning_rate == 1e-3
+
+
 def test_separation_goes_before_the_margin():
     assert choose([whole(1e-5, 0.02, margin=0.1), whole(1e-4, 0.01, margin=9.0)], BOUND).learning_rate == 1e-5
 
@@ -46,7 +58,7 @@ def test_without_acceptable_answers_the_margin_decides():
 def test_where_none_qualifies_the_smallest_kl():
     found = choose([whole(1e-5, 0.1, kl=0.2), whole(1e-4, 0.9, kl=0.15), whole(1e-3, 0.5, kl=0.05, rise=0.4)], BOUND)
     assert found.learning_rate == 1e-3
-    assert found.reason == "smallest KL to base (0.050 nats/token): no rate stayed within the bounds"
+    assert found.reason == "smallest KL to base (0.050 nats/token): no rate is within the bounds"
     unmeasured = choose([whole(1e-5, 0.1, kl=None), whole(1e-4, 0.1, kl=3.0)], BOUND)
     assert unmeasured.learning_rate == 1e-4
 

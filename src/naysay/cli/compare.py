@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _EPILOG = (
     "Each objective chooses its learning rate on the dev split, with half the budget and one seed: the largest "
-    "separation among the rates whose KL to base is within evaluation.kl_bound and whose degenerate answers rose by at "
+    "separation among the rates whose KL to base, taken to grow with the square of the steps, will be within "
+    "evaluation.kl_bound at the whole budget and whose degenerate answers rose by at "
     "most 5 points (the margin, where the split has no acceptable answers; the smallest KL, where no rate qualifies). "
     "The grid is a base rate / 3, x 1 and x 3: 2e-4 where anchors or chosen answers pull back (d2o, altpo, dpo_self, "
     "dpo, ipo, slic, simpo, sft_chosen), 1e-4 where the push fades but nothing is pulled up (npo, simnpo, "

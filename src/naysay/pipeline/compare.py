@@ -152,7 +152,7 @@ class _Session:
                 if run.diverged
                 else Candidate.of(spec.learning_rate, run.evaluation)
             )
-        choice = choose(candidates, self.plan.config.evaluation.kl_bound)
+        choice = choose(candidates, self.plan.config.evaluation.kl_bound, self.plan.steps / self.plan.tuning_steps)
         figures = [asdict(candidate) for candidate in candidates]
         if choice is None:
             self.on_event(RunEvent("chosen", objective, text="no learning rate: the loss was not finite with any"))

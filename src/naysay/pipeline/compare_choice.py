@@ -8,6 +8,11 @@ from typing import Any
 MOST_DEGENERATE_RISE = 0.05
 """Share of generations: a rate whose degenerate answers rose by more is not taken."""
 
+KL_GROWTH = 2.0
+"""KL to base is taken to grow with this power of the steps: it is quadratic in how far the weights went, and early on
+they go about as far in each step. Measured for twice the steps in the ten known-rule cells of docs/lab_notes.md: x 2.7
+to x 7.6, median x 4.6."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -36,11 +41,11 @@ class Candidate:
             degenerate_rise=evaluation["generations"]["change"]["degenerate"]["value"],
         )
 
-    def qualifies(self, kl_bound: float) -> bool:
-        """The policy stayed near the base and is whole."""
+    def qualifies(self, kl_bound: float, budget_ratio: float) -> bool:
+        """The policy is whole, and is expected to be near the base still when it has had the whole budget."""
         return (
             self.kl is not None
-            and self.kl <= kl_bound
+            and self.kl * budget_ratio**KL_GROWTH <= kl_bound
             and self.degenerate_rise is not None
             and self.degenerate_rise <= MOST_DEGENERATE_RISE
         )
@@ -55,22 +60,23 @@ class Choice:
     at_edge: bool
 
 
-def choose(candidates: Sequence[Candidate], kl_bound: float) -> Choice | None:
+def choose(candidates: Sequence[Candidate], kl_bound: float, budget_ratio: float) -> Choice | None:
     """The rule, the same for every objective.
 
-    Among the rates that qualify (KL to base, the larger way, at most `kl_bound`; degenerate share up by at most 5
-    points) the largest separation, where the split has acceptable answers, else the largest margin: the fall of the
-    rejected answers' log-prob relative to the anchors'. Where none qualifies, the smallest KL. Of exactly equal ones
-    the smaller rate. None where every run diverged.
+    Among the rates that qualify (KL to base, the larger way, at most `kl_bound` when it is extrapolated to the whole
+    budget, `budget_ratio` times the candidates'; degenerate share up by at most 5 points) the largest separation, where
+    the split has acceptable answers, else the largest margin: the fall of the rejected answers' log-prob relative to
+    the anchors'. Where none qualifies, the smallest KL. Of exactly equal ones the smaller rate. None where every run
+    diverged.
     """
     alive = [candidate for candidate in candidates if not candidate.diverged]
     if not alive:
         return None
-    passing = [candidate for candidate in alive if candidate.qualifies(kl_bound)]
+    passing = [candidate for candidate in alive if candidate.qualifies(kl_bound, budget_ratio)]
     if not passing:
         best = min(alive, key=lambda c: (math.inf if c.kl is None else c.kl, c.learning_rate))
         shown = "not measured" if best.kl is None else f"{best.kl:.3f}"
-        reason = f"smallest KL to base ({shown} nats/token): no rate stayed within the bounds"
+        reason = f"smallest KL to base ({shown} nats/token): no rate is within the bounds"
     else:
         name = "separation" if any(c.separation is not None for c in passing) else "margin"
         best = max(passing, key=lambda c: (_or_lowest(getattr(c, name)), -c.learning_rate))
