@@ -22,7 +22,7 @@ from naysay.records import Finish, Negative, Prompt
 TEMPERATURE, TOP_K, TOP_P, BATCH, MAX_LENGTH = 0.7, 50, 0.9, 64, 512
 TRAINING_ROUND, EVALUATION_ROUND = 0, -1
 _COUNTED = ("prompts", "rows", "negatives", "mislabelled", "without_violation", "without_other")
-AnchorSource = Literal["unfiltered", "accepted", "mixed", "revise"]
+AnchorSource = Literal["unfiltered", "accepted", "mixed", "source", "revise"]
 NegativeSource = Literal["own", "rewritten"]
 
 
@@ -181,8 +181,8 @@ def rewritten(rule: str, answer: OwnAnswer) -> dict[str, str] | None:
 
 
 def _anchors(rule: str, mine: Sequence[OwnAnswer], rejected: Sequence[OwnAnswer], settings: DataSettings) -> list[Any]:
-    """K anchors: unfiltered own answers; own answers that keep the rule; or the former mixed with acceptable answers
-    in the style of the negatives."""
+    """K anchors: unfiltered own answers; own answers that keep the rule; acceptable answers in the style of the negatives
+    (`source`); or half of the first and half of the last (`mixed`)."""
     further, used = mine[settings.labelled :], {answer.token_ids for answer in rejected}
     unfiltered = [answer for answer in further if answer.text.strip() and answer.token_ids not in used]
     good = [a for a in split_by_rule(rule, [*further, *mine[: settings.labelled]])[1] if a.token_ids not in used]
@@ -191,6 +191,8 @@ def _anchors(rule: str, mine: Sequence[OwnAnswer], rejected: Sequence[OwnAnswer]
     if settings.anchors == "accepted":
         return [list(answer.token_ids) for answer in good[: settings.k]]
     styled = [text for text in (rewritten(rule, answer) for answer in good) if text is not None]
+    if settings.anchors == "source":
+        return list(styled[: settings.k])
     half = settings.k // 2
     return [*[list(answer.token_ids) for answer in unfiltered[: settings.k - half]], *styled[:half]]
 

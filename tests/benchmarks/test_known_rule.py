@@ -68,6 +68,11 @@ def test_mixed_anchors_are_half_own_and_half_acceptable_in_the_other_style():
     assert [answer["text"] for answer in rows[0]["rejected"]] == ["Ye win!", "Is it th' end!"]
 
 
+def test_source_anchors_are_acceptable_answers_in_the_style_of_the_negatives_alone():
+    rows, _ = rows_of(anchors="source", negatives="rewritten")
+    assert [answer["text"] for answer in rows[0]["anchors"]] == ["T' th' sea.", "Ye lose."]
+
+
 def test_noise_replaces_negatives_by_answers_that_keep_the_rule():
     rows, counts = rows_of(noise=1.0)
     # Only one acceptable answer of prompt 0 met the rule: the second negative stays.
