@@ -43,7 +43,10 @@ class Negative:
 
 @dataclass(frozen=True, slots=True)
 class Acceptable:
-    """An answer that was not rejected (chosen, liked). Used for evaluation only, never trained on."""
+    """An answer that was not rejected (chosen, liked): what rejected answers of the same source are compared with.
+
+    Trained on only where `anchors.acceptable_share` or an objective that reads `chosen` asks for it.
+    """
 
     acceptable_id: str
     prompt_id: str

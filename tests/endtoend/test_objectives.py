@@ -101,3 +101,29 @@ def test_revised_anchors_are_drawn_from_the_rejected_answers(naysay, finished):
     names = {anchor.instruction_id for anchor in read_records(run.anchors, Anchor)}
     assert names
     assert not names & {anchor.instruction_id for anchor in read_records(finished.anchors, Anchor)}
+
+
+def test_accepted_answers_stand_among_the_anchors_with_their_share(naysay, finished):
+    run = naysay.do("run", "anchors.acceptable_share=0.5")
+    assert run.anchors.read_bytes() == finished.anchors.read_bytes()
+    counts, before = run.manifest("train").counts, finished.manifest("train").counts
+    assert counts["accepted_share"] == 0.5
+    assert "accepted_share" not in before
+    groups, plain = (list(read_jsonl(r.train / "groups.jsonl")) for r in (run, finished))
+    # The style gap is measured against own samples, whatever stands among the anchors.
+    for name in ("anchors", "anchor_tokens", "anchor_ref_logp", "negative_ref_logp"):
+        assert [row[name] for row in groups] == pytest.approx([row[name] for row in plain], rel=1e-5)
+    assert {row["accepted"] for row in groups} == {1}
+    assert {row["accepted"] for row in plain} == {0}
+    losses, others = ([row["loss"] for row in read_jsonl(r.metrics)] for r in (run, finished))
+    assert losses[0] == pytest.approx(others[0], abs=1e-5)  # log 2, whatever the anchors are
+    assert losses[1:] != pytest.approx(others[1:], abs=1e-5)
+
+
+def test_a_share_of_accepted_answers_needs_some(naysay, tmp_path):
+    line = naysay.refused(*naysay.command("run", "anchors.acceptable_share=0.5", "anchors.schedule=online"))
+    assert "anchors.acceptable_share: accepted answers cannot be redrawn; set anchors.schedule: offline" in line
+    without_chosen(naysay)
+    line = naysay.refused(*naysay.command("run", "anchors.acceptable_share=0.5"))
+    assert "anchors.acceptable_share is 0.5 and needs answers that people accepted" in line
+    assert not (tmp_path / "run" / "anchors.jsonl").exists()

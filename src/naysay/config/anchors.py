@@ -82,6 +82,11 @@ class AnchorsConfig(Section):
     refresh_fraction: float = Field(default=0.25, gt=0.0, le=1.0)
     """Share of all anchors that one refresh redraws, oldest first. Our choice."""
 
+    acceptable_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Weight, among the anchors of a training prompt, of answers to it that people accepted (column `chosen`, or label
+    true), where it has any. They come from where the rejected ones do, so they take the writer's style out of the
+    difference. 0 = own samples only."""
+
     filters: AnchorFilters = Field(default_factory=AnchorFilters)
     """When an anchor is dropped."""
 
@@ -92,6 +97,10 @@ class AnchorsConfig(Section):
             for name in SCHEDULE_KEYS:
                 if getattr(self, name) != fields[name].default:
                     raise ValueError(f"anchors.{name} is not read when anchors.schedule is offline; leave it out")
+        elif self.acceptable_share > 0.0:
+            raise ValueError(
+                "anchors.acceptable_share: accepted answers cannot be redrawn; set anchors.schedule: offline"
+            )
         if self.mode != "instruct" and self.instructions != MORAL_INSTRUCTIONS:
             raise ValueError(f"anchors.instructions is not read when anchors.mode is {self.mode}; leave it out")
         return self

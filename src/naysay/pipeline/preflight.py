@@ -48,8 +48,8 @@ def check_objective(config: RunConfig, run: RunDirectory) -> None:
     Raises:
         DataError: no training prompt has a chosen answer, or no benign prompt has an answer.
     """
-    training = config.training
-    if not (training.needs_chosen or training.needs_normal):
+    training, share = config.training, config.anchors.acceptable_share
+    if not (training.needs_chosen or training.needs_normal or share):
         return
     splits = {prompt.prompt_id: prompt.split for prompt in read_records(run.prompts, Prompt)}
     answered = {splits[answer.prompt_id] for answer in read_records(run.acceptable, Acceptable)}
@@ -57,6 +57,11 @@ def check_objective(config: RunConfig, run: RunDirectory) -> None:
         raise DataError(
             f"{config.data.path}: training.objective {training.objective!r} needs answers that people preferred "
             "(column chosen), found none for any training prompt; add them, or use an objective that needs none (d2o)"
+        )
+    if share and "train" not in answered:
+        raise DataError(
+            f"{config.data.path}: anchors.acceptable_share is {share:g} and needs answers that people accepted (column "
+            "chosen, or label true), found none for any training prompt; add them, or leave it at 0"
         )
     if training.needs_normal and "benign" not in answered:
         raise DataError(

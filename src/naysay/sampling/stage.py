@@ -23,7 +23,7 @@ VERSION = 2
 
 def settings(config: RunConfig) -> dict[str, Any]:
     anchors = config.anchors.model_dump(mode="json")
-    for name in ("filters", "schedule", *SCHEDULE_KEYS):  # read by other stages
+    for name in ("filters", "schedule", "acceptable_share", *SCHEDULE_KEYS):  # read by other stages
         anchors.pop(name)
     return {
         "seed": config.seed,

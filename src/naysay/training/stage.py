@@ -49,6 +49,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     redrawn = {name: getattr(config, name).model_dump(mode="json") for name in ("anchors", "sampling")}
     return {
         **({**redrawn, "seed": config.seed} if online else {}),
+        **({"anchors": {"acceptable_share": share}} if (share := config.anchors.acceptable_share) else {}),
         "model": config.model.model_dump(mode="json"),
         "references": config.references.model_dump(mode="json"),
         "training": training,
@@ -58,7 +59,9 @@ def settings(config: RunConfig) -> dict[str, Any]:
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
     training = config.training
     found = {
-        **files(run, acceptable=training.needs_chosen or training.needs_normal),
+        **files(
+            run, acceptable=training.needs_chosen or training.needs_normal or config.anchors.acceptable_share > 0.0
+        ),
         "model": resolve(config.model.name, config.model.revision),
         **template_file(config.model),
     }
@@ -91,7 +94,9 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
         ModelError: the model, a reference or the settings cannot be used.
         NonFiniteLossError: stopped before the optimizer step.
     """
-    rows = training_rows(run, "train", chosen=config.training.needs_chosen)
+    rows = training_rows(
+        run, "train", chosen=config.training.needs_chosen, acceptable_share=config.anchors.acceptable_share
+    )
     if not rows:
         raise DataError(
             f"{run.selection}: no training prompt has a usable anchor; lower anchors.temperature, raise "
@@ -114,7 +119,7 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
             reference_positive=_reference(config.references.positive, config.model, model, tokenizer),
             reference_negative=_reference(config.references.negative, config.model, model, tokenizer),
         )
-        write_jsonl(run.train / GROUPS, _group_rows(trainer))
+        write_jsonl(run.train / GROUPS, _group_rows(trainer, rows))
         write_jsonl(normal_file(run), ({"prompt_id": row["prompt_id"]} for row in normal or ()))
         _train(trainer, run)
         history = [row for row in trainer.state.log_history if "loss" in row]
@@ -203,20 +208,37 @@ def _save(trainer: D2OTrainer, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _group_rows(trainer: D2OTrainer) -> Iterator[Mapping[str, Any]]:
-    """Each group as it was trained on, with its log-probs under the references (sums in nats)."""
+def _group_rows(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Each group as it was trained on, with its log-probs under the references (sums in nats). `anchors` are its own
+    samples; accepted answers that stand among them (`anchors.acceptable_share`) are counted apart."""
+    samples = {row["prompt_id"]: [tuple(ids) for ids in row["own"]] for row in rows}
     for group in trainer.train_dataset.groups:
+        reference = dict(zip(group.anchors, group.ref_anchors, strict=True))
+        own = [ids for ids in samples[group.group_id] if ids in reference]
+        accepted = reference.keys() - set(own)
         yield {
             "prompt_id": group.group_id,
             "prompt_tokens": len(group.prompt_ids),
-            "anchors": len(group.anchors),
-            "anchor_tokens": sum(map(len, group.anchors)),
-            "anchor_ref_logp": sum(group.ref_anchors),
+            "anchors": len(own),
+            "anchor_tokens": sum(map(len, own)),
+            "anchor_ref_logp": sum(reference[ids] for ids in own),
+            "accepted": len(accepted),
+            "accepted_tokens": sum(map(len, accepted)),
             "negatives": len(group.negatives),
             "negative_tokens": sum(map(len, group.negatives)),
             "negative_ref_logp": sum(group.ref_negatives),
             "other_tokens": sum(map(len, group.others)),
         }
+
+
+def _accepted_share(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> float:
+    """Share of the anchors' weight that accepted answers have, over all groups."""
+    samples = {row["prompt_id"]: {tuple(ids) for ids in row["own"]} for row in rows}
+    shares = [
+        sum(ids not in samples[group.group_id] for ids in group.anchors) / len(group.anchors)
+        for group in trainer.train_dataset.groups
+    ]
+    return round(sum(shares) / len(shares), 4)
 
 
 def _counts(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -226,6 +248,7 @@ def _counts(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> dict[str,
         "dropped": dict(sorted(encoded.dropped.items())),
         "negatives": encoded.negatives,
         "anchors": encoded.anchors,
+        **({"accepted_share": share} if (share := _accepted_share(trainer, rows)) else {}),
         "steps": trainer.state.global_step,
         **({"refreshed": trainer.anchor_buffer.counts} if trainer.anchor_buffer is not None else {}),
         "finish": {
