@@ -36,7 +36,7 @@ from naysay.evaluation.likelihood import HeldoutGroup, Scores, heldout_metrics
 from naysay.generation.hf import HFSampler
 from naysay.judging.heuristics import classify
 from naysay.modeling.adapters import BaseAndTuned, lora_config
-from naysay.modeling.chat import encode_prompt, encode_response
+from naysay.modeling.chat import encode_response
 from naysay.modeling.divergence import OpenPolicy, kl_divergence
 from naysay.modeling.forward import eval_mode, response_logps
 from naysay.modeling.loading import load_model
@@ -183,8 +183,6 @@ def train_cell(cell: Cell, work: Path, answers: Answers) -> dict[str, Any]:
     rows, counts = answers.rows(cell, prompts, drawn, with_chosen=needs.needs_chosen)
     if not rows:
         raise ConfigError(f"rule {cell.rule!r}: none of {counts['prompts']} prompts has a row; draw more answers")
-    if "masked" in cell.data.negatives:
-        mask_surprising(rows, tokenizer, cell.model, float(cell.data.negatives[-1]))
     measure = Measure(cell, work, answers)
     remove_incomplete(work)
     trainer = D2OTrainer(
@@ -403,21 +401,3 @@ def _logps(open_policy: OpenPolicy, groups: Sequence[TokenGroup]) -> list[list[f
             for i, (_, answers) in zip(batch, members, strict=True):
                 result[i] = [next(values) for _ in answers]
     return result
-
-
-@torch.inference_mode()
-def mask_surprising(rows: list[dict[str, Any]], tokenizer: Any, name: str, limit: float) -> None:
-    """Leave tokens of the negatives that the reference gives less than exp(-limit) out of the loss: ~token."""
-    from naysay.modeling.forward import _single_logps
-
-    model = load_model(ModelConfig(name=name)).eval()
-    masked = total = 0
-    for row in rows:
-        prompt = encode_prompt(tokenizer, [{"role": "user", "content": row["prompt"]}])
-        for i, answer in enumerate(row["rejected"]):
-            ids = encode_response(tokenizer, answer["text"], ended=answer["finish"] == "stop")
-            logp = _single_logps(model, prompt, ids, torch.device("cpu")).tolist()
-            row["rejected"][i] = [t if lp >= -limit else ~t for t, lp in zip(ids, logp, strict=True)]
-            masked += sum(lp < -limit for lp in logp)
-            total += len(ids)
-    print(f"masked {masked} of {total} tokens of the negatives")

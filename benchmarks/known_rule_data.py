@@ -23,7 +23,7 @@ TEMPERATURE, TOP_K, TOP_P, BATCH, MAX_LENGTH = 0.7, 50, 0.9, 64, 512
 TRAINING_ROUND, EVALUATION_ROUND = 0, -1
 _COUNTED = ("prompts", "rows", "negatives", "mislabelled", "without_violation", "without_other")
 AnchorSource = Literal["unfiltered", "accepted", "mixed", "source", "revise"]
-NegativeSource = Literal["own", "rewritten", "rewritten_masked2", "rewritten_masked4"]
+NegativeSource = Literal["own", "rewritten"]
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,8 @@ def layout_groups(groups: Sequence[TokenGroup], *, pad_id: int = 0) -> GroupBatc
             start = len(ids)
             for offset, token in enumerate(answer):
                 predictor = len(prompt) - 1 if offset == 0 else start + offset - 1
-                if token >= 0:
-                    scored.append((row, predictor, token, response))
-            ids.extend(token if token >= 0 else ~token for token in answer)
+                scored.append((row, predictor, token, response))
+            ids.extend(answer)
             positions.extend(range(len(prompt), len(prompt) + len(answer)))
             branches.extend([branch] * len(answer))
             response += 1
