@@ -181,8 +181,8 @@ def rewritten(rule: str, answer: OwnAnswer) -> dict[str, str] | None:
 
 
 def _anchors(rule: str, mine: Sequence[OwnAnswer], rejected: Sequence[OwnAnswer], settings: DataSettings) -> list[Any]:
-    """K anchors: unfiltered own answers; own answers that keep the rule; acceptable answers in the style of the negatives
-    (`source`); or half of the first and half of the last (`mixed`)."""
+    """K anchors: unfiltered own answers; own answers that keep the rule; acceptable answers in the style of the
+    negatives (`source`); or half of the first and half of the last (`mixed`)."""
     further, used = mine[settings.labelled :], {answer.token_ids for answer in rejected}
     unfiltered = [answer for answer in further if answer.text.strip() and answer.token_ids not in used]
     good = [a for a in split_by_rule(rule, [*further, *mine[: settings.labelled]])[1] if a.token_ids not in used]
