@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from benchmarks import near_negatives
 
+from benchmarks import near_negatives
 from conftest import make_model, make_tokenizer
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import write_records
