@@ -28,7 +28,7 @@ class Effects:
     """Separation, KL and rise of the degenerate share by objective, per 1e-4 of learning rate."""
 
     separation: dict[str, float] = field(default_factory=lambda: {"d2o": 0.04, "npo": 0.03, "ga": 0.01})
-    kl: dict[str, float] = field(default_factory=lambda: {"d2o": 0.02, "npo": 0.03, "ga": 0.06})
+    kl: dict[str, float] = field(default_factory=lambda: {"d2o": 0.005, "npo": 0.0075, "ga": 0.015})
     degenerate: dict[str, float] = field(default_factory=dict)
     acceptable: bool = True
 

@@ -132,12 +132,12 @@ def test_checkpoints_of_finished_runs_are_removed_and_the_runs_stay_valid(bench)
 
 
 def test_the_chosen_rate_is_that_of_the_rule(bench):
-    bench.effects.kl["npo"] = 0.05  # 0.15 at the larger rate
+    bench.effects.kl["npo"] = 0.01  # 0.03 at the larger rate with half the budget: 0.12 expected with all of it
     bench.effects.degenerate["d2o"] = 0.02  # 0.06: one of 14 answers = 7 points at the larger rate
     folder = bench.do()
     given = result(folder)["given"]
     assert (given["npo"]["chosen"], given["d2o"]["chosen"]) == (1e-4, 1e-4)
-    assert given["npo"]["tuning"][1]["kl"] == pytest.approx(0.15)
+    assert given["npo"]["tuning"][1]["kl"] == pytest.approx(0.03)
     assert given["d2o"]["tuning"][1]["degenerate_rise"] == pytest.approx(1 / 14)
     assert given["npo"]["reason"].startswith("largest dev separation (+0.030")
     assert bench.kinds("chosen") == ["d2o", "npo"]
