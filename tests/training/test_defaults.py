@@ -68,8 +68,8 @@ def test_the_longest_sequence_agrees(d2o):
 def test_sample_anchors_draws_what_the_stage_draws():
     defaults = {name: item.default for name, item in inspect.signature(sample_anchors).parameters.items()}
     anchors = AnchorsConfig()
-    # How anchors are redrawn while training, and how a stage asks for them, is not the function's.
-    for name in set(AnchorsConfig.model_fields) - {"filters", "mode", "schedule", *SCHEDULE_KEYS}:
+    # How anchors are redrawn, how a stage asks for them, and what stands beside them is not the function's.
+    for name in set(AnchorsConfig.model_fields) - {"filters", "mode", "schedule", "acceptable_share", *SCHEDULE_KEYS}:
         assert defaults[name] == getattr(anchors, name), name
     assert defaults["batch_size"] == RunConfig().sampling.batch_size
     assert defaults["seed"] == RunConfig().seed
