@@ -35,7 +35,7 @@ from naysay.modeling.loading import load_model, load_tokenizer
 from naysay.training.objectives import make_objective
 
 RESULT = "known_rule.json"
-QUICK = {"steps": 2, "eval_every": 2, "groups_per_step": 2, "heldout": 16, "kl_prompts": 8, "train_prompts": 8}
+QUICK = {"steps": {"": 2}, "eval_every": 2, "groups_per_step": 2, "heldout": 16, "kl_prompts": 8, "train_prompts": 8}
 PAIR_PROMPTS = 32
 
 
@@ -121,7 +121,7 @@ def _cells(given: argparse.Namespace) -> list[Cell]:
             objective=spec,
             learning_rate=rate,
             seed=seed,
-            steps=given.steps,
+            steps=given.steps.get(rule, given.steps[""]),
             groups_per_step=given.groups_per_step,
             eval_every=given.eval_every,
             split=given.split,
@@ -180,6 +180,14 @@ def parse_objective(text: str) -> ObjectiveSpec:
     return ObjectiveSpec(name, args)
 
 
+def _steps(text: str) -> dict[str, int]:
+    """`N`, or `N,rule=N...`: steps by rule, "" for all others."""
+    pairs = [(rule, int(steps)) for rule, _, steps in (item.rpartition("=") for item in text.split(","))]
+    if sum(not rule for rule, _ in pairs) != 1 or min(steps for _, steps in pairs) < 1:
+        raise argparse.ArgumentTypeError(f"expected N or N,rule=N with every N at least 1, found {text}")
+    return dict(pairs)
+
+
 def _integers(text: str) -> list[int]:
     return [int(item) for item in text.split(",")]
 
@@ -196,7 +204,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--objectives", default="d2o,npo,altpo", help="comma-separated name[:parameter=value]")
     add("--learning-rate", default="1e-4", help="comma-separated X or objective=X; several of one are a grid")
     add("--seed", type=_integers, default=[0], help="comma-separated")
-    add("--steps", type=int, default=18, help="optimizer steps")
+    add("--steps", type=_steps, default=_steps("18"), help="optimizer steps, for all or by rule, e.g. 6,entity=9")
     add("--groups-per-step", type=int, default=8)
     add("--eval-every", type=int, default=6, help="steps between two measurements")
     add("--split", choices=("dev", "heldout"), default="heldout", help="dev to choose settings (48 prompts a rule)")
@@ -225,9 +233,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given.learning_rate, given.rules = given.learning_rate.split(","), given.rules.split(",")
     if not 0.0 <= given.noise <= 1.0:
         raise ConfigError(f"--noise: expected a share between 0 and 1, found {given.noise}")
-    unknown = [rule for rule in given.rules if rule not in RULES]
+    unknown = [rule for rule in (*given.rules, *filter(None, given.steps)) if rule not in RULES]
     if unknown:
-        raise ConfigError(f"--rules: unknown {', '.join(unknown)}; there are: {', '.join(RULES)}")
+        raise ConfigError(f"--rules, --steps: unknown {', '.join(unknown)}; there are: {', '.join(RULES)}")
     return given
 
 

@@ -212,6 +212,18 @@ def test_objectives_and_rates_are_read_from_the_command_line():
             known_rule.parse_objective(wrong)
 
 
+def test_steps_are_read_for_all_and_by_rule(tmp_path, capsys):
+    cells = known_rule._cells(known_rule._parse(["--out", "x", "--rules", "lists,entity", "--steps", "6,entity=9"]))
+    assert {(cell.rule, cell.steps) for cell in cells} == {("lists", 6), ("entity", 9)}
+    assert {cell.steps for cell in known_rule._cells(known_rule._parse(["--out", "x"]))} == {18}
+    assert {cell.steps for cell in known_rule._cells(known_rule._parse(["--out", "x", "--quick"]))} == {2}
+    for wrong in ("entity=9", "6,7", "0"):
+        with pytest.raises(SystemExit):
+            known_rule._parse(["--out", "x", "--steps", wrong])
+    assert known_rule.main(["--out", str(tmp_path), "--steps", "6,nothing=9"]) != 0
+    assert "unknown nothing" in capsys.readouterr().err
+
+
 def test_a_finished_cell_is_read_and_a_killed_one_computed_again(tmp_path):
     cell, calls = Cell("lists", ObjectiveSpec("npo"), 1e-4, 0), []
 
