@@ -18,7 +18,7 @@ weights = st.floats(0.01, 3.0)
 seeds = st.integers(0, 100_000)
 
 
-def close(first, second, *, tolerance=1e-11):
+def assert_close(first, second, *, tolerance=1e-11):
     assert first.shape == second.shape
     assert torch.allclose(first, second, rtol=tolerance, atol=tolerance), (first, second)
 
@@ -51,11 +51,11 @@ def answers(logps, ref_logps, mask=None):
 def test_d2o_without_anchors_is_npo(seed, alpha):
     group = random_sample(seed).group
     d2o, npo = d2o_loss(group, alpha=alpha, beta=0.0), baselines.npo_loss(group, beta=alpha)
-    close(d2o.loss, alpha / 2 * npo.loss)
-    close(d2o.margin, npo.margin)
-    close(d2o.weight, npo.weight)
+    assert_close(d2o.loss, alpha / 2 * npo.loss)
+    assert_close(d2o.margin, npo.margin)
+    assert_close(d2o.weight, npo.weight)
     for first, second in zip(gradients(d2o.loss, group), gradients(alpha / 2 * npo.loss, group), strict=True):
-        close(first, second)
+        assert_close(first, second)
 
 
 @given(seed=seeds, beta=weights)
@@ -64,11 +64,11 @@ def test_d2o_with_one_anchor_and_equal_weights_is_dpo_with_it_as_the_chosen_answ
     group = random_sample(seed, K=1).group
     d2o = d2o_loss(group, alpha=beta, beta=beta)
     dpo = baselines.dpo_loss(group, answers(group.anchors, group.ref_anchors), beta=beta)
-    close(d2o.loss, dpo.loss)
-    close(d2o.weight, dpo.weight)
+    assert_close(d2o.loss, dpo.loss)
+    assert_close(d2o.weight, dpo.weight)
     for first, second in zip(gradients(d2o.loss, group), gradients(dpo.loss, group), strict=True):
-        close(first, second)
-    close(d2o.loss, baselines.dpo_self_loss(group, beta=beta).loss)
+        assert_close(first, second)
+    assert_close(d2o.loss, baselines.dpo_self_loss(group, beta=beta).loss)
 
 
 def test_dpo_with_several_anchors_as_chosen_answers_is_not_d2o():
@@ -87,13 +87,13 @@ def test_altpo_is_never_below_d2o(seed, beta, K):
     d2o = d2o_loss(group, alpha=beta, beta=beta).loss
     assert (altpo - d2o).min() >= -1e-12
     one = (group.anchor_mask.sum(1) == 1)[:, None].expand_as(d2o)
-    close(altpo[one], d2o[one])
+    assert_close(altpo[one], d2o[one])
 
 
 def test_altpo_of_equal_anchors_is_d2o():
     group = random_sample(4, K=1, ragged=False).group
     copies = replace(group, **{n: getattr(group, n).repeat(1, 5) for n in ("anchors", "ref_anchors", "anchor_mask")})
-    close(0.35 * baselines.altpo_loss(copies, beta=0.7).loss, d2o_loss(group, alpha=0.7, beta=0.7).loss)
+    assert_close(0.35 * baselines.altpo_loss(copies, beta=0.7).loss, d2o_loss(group, alpha=0.7, beta=0.7).loss)
 
 
 def test_the_gap_between_altpo_and_d2o_is_half_the_variance_of_the_margin():
@@ -108,7 +108,7 @@ def test_the_gap_between_altpo_and_d2o_is_half_the_variance_of_the_margin():
 
 def test_altpo_of_one_anchor_is_dpo_up_to_scale():
     group = random_sample(9, K=1).group
-    close(0.3 / 2 * baselines.altpo_loss(group, beta=0.3).loss, baselines.dpo_self_loss(group, beta=0.3).loss)
+    assert_close(0.3 / 2 * baselines.altpo_loss(group, beta=0.3).loss, baselines.dpo_self_loss(group, beta=0.3).loss)
 
 
 @given(seed=seeds, alpha=st.floats(0.1, 2), beta=st.floats(0.1, 2))
@@ -129,9 +129,9 @@ def test_small_weights_are_gradient_ascent_plus_sft_on_anchors(seed, alpha, beta
     constant_sft = baselines.sft_chosen_loss(
         at_references, answers(group.ref_anchors, group.ref_anchors, group.anchor_mask)
     ).loss
-    close(d2o, limit - (alpha * constant_ga + beta * constant_sft) / 2, tolerance=1e-4)
+    assert_close(d2o, limit - (alpha * constant_ga + beta * constant_sft) / 2, tolerance=1e-4)
     for first, second in zip(gradients(d2o, group), gradients(limit, group), strict=True):
-        close(first, second, tolerance=1e-4)
+        assert_close(first, second, tolerance=1e-4)
 
 
 def test_small_weights_are_pmpo():
@@ -140,7 +140,7 @@ def test_small_weights_are_pmpo():
     d2o = gradients(d2o_loss(group, alpha=alpha, beta=alpha * beta).loss * 2 / alpha, group)
     pmpo = gradients(baselines.pmpo_negative_loss(group, beta=beta).loss, group)
     for first, second in zip(d2o, pmpo, strict=True):
-        close(first, second, tolerance=1e-5)
+        assert_close(first, second, tolerance=1e-5)
 
 
 # Negatives only
@@ -152,9 +152,9 @@ def test_npo_tends_to_gradient_ascent():
     npo = baselines.npo_loss(group, beta=beta).loss
     _, slope = gradients(npo, group)
     _, ascent = gradients(baselines.ga_loss(group).loss, group)
-    close(slope, ascent, tolerance=1e-6)
+    assert_close(slope, ascent, tolerance=1e-6)
     ratio = baselines.npo_loss(group, beta=beta).negative_log_ratio
-    close(npo - 2 / beta * math.log(2) * group.negative_mask.double(), ratio, tolerance=1e-5)
+    assert_close(npo - 2 / beta * math.log(2) * group.negative_mask.double(), ratio, tolerance=1e-5)
 
 
 @given(seed=seeds, beta=weights)
@@ -162,8 +162,8 @@ def test_npo_tends_to_gradient_ascent():
 def test_ulma_and_bco_without_an_offset_are_npo(seed, beta):
     group = random_sample(seed).group
     npo = beta / 2 * baselines.npo_loss(group, beta=beta).loss
-    close(baselines.ulma_negative_loss(group, beta=beta, c=0.0).loss, npo)
-    close(baselines.bco_negative_loss(group, beta=beta, delta=0.0).loss, npo)
+    assert_close(baselines.ulma_negative_loss(group, beta=beta, c=0.0).loss, npo)
+    assert_close(baselines.bco_negative_loss(group, beta=beta, delta=0.0).loss, npo)
 
 
 @given(seed=seeds, beta=weights, offset=st.floats(-2, 2))
@@ -172,8 +172,8 @@ def test_ulmas_constant_is_minus_bcos_delta(seed, beta, offset):
     group = random_sample(seed).group
     ulma = baselines.ulma_negative_loss(group, beta=beta, c=offset)
     bco = baselines.bco_negative_loss(group, beta=beta, delta=-offset)
-    close(ulma.loss, bco.loss)
-    close(ulma.margin, bco.margin)
+    assert_close(ulma.loss, bco.loss)
+    assert_close(ulma.margin, bco.margin)
 
 
 @given(seed=seeds, beta=weights, delta=st.floats(-1, 3))
@@ -183,7 +183,9 @@ def test_simnpo_is_the_public_form(seed, beta, delta):
     sample = random_sample(seed, ragged=False)
     nll = -sample.group.negatives
     public = -2 / beta * F.logsigmoid(beta * (nll / sample.negative_tokens - delta))
-    close(baselines.simnpo_loss(sample.group, sample.negative_tokens, beta=beta, gamma=beta * delta).loss, public)
+    assert_close(
+        baselines.simnpo_loss(sample.group, sample.negative_tokens, beta=beta, gamma=beta * delta).loss, public
+    )
 
 
 @given(seed=seeds, beta=weights)
@@ -194,8 +196,8 @@ def test_simnpo_is_npo_without_a_reference_at_beta_over_the_length(seed, beta):
     free = replace(sample.group, ref_negatives=torch.zeros_like(sample.group.ref_negatives))
     simnpo = baselines.simnpo_loss(sample.group, sample.negative_tokens, beta=beta, gamma=0.0)
     npo = baselines.npo_loss(free, beta=beta / tokens)
-    close(simnpo.loss, npo.loss / tokens)
-    close(simnpo.margin, npo.margin)
+    assert_close(simnpo.loss, npo.loss / tokens)
+    assert_close(simnpo.margin, npo.margin)
 
 
 @given(seed=seeds, z0=st.floats(0, 3), beta=weights)
@@ -205,7 +207,7 @@ def test_kto_is_the_probability_of_what_bco_takes_the_logarithm_of(seed, z0, bet
     group = random_sample(seed).group
     kto = baselines.kto_negative_loss(group, beta=beta, lambda_u=1.3, z0=z0).loss
     bco = baselines.bco_negative_loss(group, beta=beta, delta=beta * z0).loss
-    close(kto, 1.3 * (1 - torch.exp(-bco)))
+    assert_close(kto, 1.3 * (1 - torch.exp(-bco)))
 
 
 def test_ktos_gradient_vanishes_on_both_sides_and_is_largest_at_z0():
@@ -231,7 +233,7 @@ def test_unlikelihood_from_log_probs():
     assert loss.item() == pytest.approx(by_hand, abs=1e-12)
     (slope,) = torch.autograd.grad(loss, token_logps)
     odds = token_logps.exp() / (1 - token_logps.exp())
-    close(slope, odds.detach())
+    assert_close(slope, odds.detach())
 
 
 def test_unlikelihood_of_improbable_tokens_is_the_sum_of_their_probabilities():
@@ -245,16 +247,16 @@ def test_llmu_of_one_term_is_that_term():
     sample = random_sample(8)
     group, unrelated = sample.group, sample.unrelated
     alone = baselines.llmu_loss(group, unrelated, forget=0.7, mismatch=0.0, normal=0.0)
-    close(alone.loss, 0.7 * baselines.ga_loss(group).loss)
+    assert_close(alone.loss, 0.7 * baselines.ga_loss(group).loss)
     sft = baselines.sft_chosen_loss(group, unrelated).loss
-    close(baselines.llmu_loss(group, unrelated, forget=0.0, mismatch=0.7, normal=0.0).loss, 0.7 * sft)
+    assert_close(baselines.llmu_loss(group, unrelated, forget=0.0, mismatch=0.7, normal=0.0).loss, 0.7 * sft)
     # Normal data: the KL of PMPO, without its negative.
     nothing, first = torch.zeros_like(group.negative_mask), torch.zeros_like(group.negative_mask)
     first[:, 0] = True
     normal = replace(group, negative_mask=nothing)
     zero = replace(group, negatives=torch.zeros_like(group.negatives), negative_mask=first)
     pmpo = baselines.pmpo_negative_loss(zero, beta=0.7).loss
-    close(baselines.llmu_loss(normal, unrelated, forget=1.0, mismatch=1.0, normal=0.7).loss, pmpo)
+    assert_close(baselines.llmu_loss(normal, unrelated, forget=1.0, mismatch=1.0, normal=0.7).loss, pmpo)
 
 
 # With chosen answers
@@ -267,10 +269,10 @@ def test_dpo_self_is_dpo_with_the_first_valid_anchor_as_the_chosen_answer(seed, 
     first = group.anchor_mask.int().argmax(1, keepdim=True)
     chosen = answers(group.anchors.gather(1, first), group.ref_anchors.gather(1, first))
     dpo, found = baselines.dpo_loss(group, chosen, beta=beta), baselines.dpo_self_loss(group, beta=beta)
-    close(found.loss, dpo.loss)
-    close(found.margin, dpo.margin)
+    assert_close(found.loss, dpo.loss)
+    assert_close(found.margin, dpo.margin)
     for one, other in zip(gradients(found.loss, group), gradients(dpo.loss, group), strict=True):
-        close(one, other)
+        assert_close(one, other)
 
 
 def test_simpo_of_one_token_answers_without_a_margin_is_dpo_without_a_reference():
@@ -279,7 +281,7 @@ def test_simpo_of_one_token_answers_without_a_margin_is_dpo_without_a_reference(
     ones = torch.ones_like(sample.negative_tokens)
     free = replace(group, ref_negatives=torch.zeros_like(group.ref_negatives))
     dpo = baselines.dpo_loss(free, replace(chosen, ref_logps=torch.zeros_like(chosen.ref_logps)), beta=0.7)
-    close(baselines.simpo_loss(group, chosen, ones, beta=0.7, gamma=0.0).loss, dpo.loss)
+    assert_close(baselines.simpo_loss(group, chosen, ones, beta=0.7, gamma=0.0).loss, dpo.loss)
 
 
 def test_simpos_margin_is_a_handicap_of_gamma():
@@ -288,7 +290,7 @@ def test_simpos_margin_is_a_handicap_of_gamma():
     handicap = replace(sample.chosen, logps=sample.chosen.logps - 0.6 / 1.5 * sample.chosen.tokens)
     plain = baselines.simpo_loss(sample.group, handicap, sample.negative_tokens, beta=1.5, gamma=0.0)
     asked = baselines.simpo_loss(sample.group, sample.chosen, sample.negative_tokens, beta=1.5, gamma=0.6)
-    close(asked.loss, plain.loss)
+    assert_close(asked.loss, plain.loss)
     eased = baselines.simpo_loss(sample.group, sample.chosen, sample.negative_tokens, beta=1.5, gamma=0.0)
     pairs = sample.group.negative_mask
     assert torch.all(asked.loss[pairs] > eased.loss[pairs])
@@ -315,16 +317,16 @@ def test_ipo_has_its_minimum_0_at_a_gap_of_half_over_tau(tau):
 def test_ipo_at_large_tau_asks_for_no_gap():
     sample = random_sample(12, C=1)
     gap = baselines.dpo_loss(sample.group, sample.chosen, beta=1.0).margin
-    close(baselines.ipo_loss(sample.group, sample.chosen, tau=1e9).loss, gap**2, tolerance=1e-6)
+    assert_close(baselines.ipo_loss(sample.group, sample.chosen, tau=1e9).loss, gap**2, tolerance=1e-6)
 
 
 def test_slic_beyond_its_hinge_is_sft_and_within_it_gradient_ascent_too():
     sample = random_sample(10)
     group, chosen = sample.group, sample.chosen
     sft = baselines.sft_chosen_loss(group, chosen).loss
-    close(baselines.slic_loss(group, chosen, delta=-100.0, lambda_sft=0.4).loss, 0.4 * sft)
+    assert_close(baselines.slic_loss(group, chosen, delta=-100.0, lambda_sft=0.4).loss, 0.4 * sft)
     within = baselines.slic_loss(group, chosen, delta=100.0, lambda_sft=0.4).loss
-    close(within, (baselines.ga_loss(group).loss + 1.4 * sft + 100.0) * group.negative_mask)
+    assert_close(within, (baselines.ga_loss(group).loss + 1.4 * sft + 100.0) * group.negative_mask)
 
 
 def test_several_chosen_answers_are_the_mean_over_each_alone():
@@ -337,4 +339,4 @@ def test_several_chosen_answers_are_the_mean_over_each_alone():
         lambda chosen: baselines.simpo_loss(sample.group, chosen, sample.negative_tokens, beta=0.7, gamma=0.2).loss,
         lambda chosen: baselines.sft_chosen_loss(sample.group, chosen).loss,
     ):
-        close(call(sample.chosen), sum(map(call, alone)) / 3)
+        assert_close(call(sample.chosen), sum(map(call, alone)) / 3)

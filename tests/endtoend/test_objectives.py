@@ -72,6 +72,7 @@ def test_refreshed_anchors_are_the_policys_own_and_recorded(naysay, finished):
     assert counts["rounds"] == 2
     assert counts["redrawn"] + counts["kept_old"] == sum(map(len, rounds.values()))
     assert counts["redrawn"] > 0
+    assert "accepted" not in run.manifest("train").counts
     losses, before = ([row["loss"] for row in read_jsonl(r.metrics)] for r in (run, finished))
     assert losses[0] == before[0]
     assert losses[1:] != before[1:]
@@ -108,7 +109,9 @@ def test_accepted_answers_stand_among_the_anchors_with_their_share(naysay, finis
     assert run.anchors.read_bytes() == finished.anchors.read_bytes()
     counts, before = run.manifest("train").counts, finished.manifest("train").counts
     assert counts["accepted_share"] == 0.5
-    assert "accepted_share" not in before
+    assert counts["accepted"] == counts["groups"]["trained"]
+    assert counts["anchors"] == before["anchors"]  # own samples, whatever their weight
+    assert not {"accepted", "accepted_share"} & before.keys()
     groups, plain = (list(read_jsonl(r.train / "groups.jsonl")) for r in (run, finished))
     # The style gap is measured against own samples, whatever stands among the anchors.
     for name in ("anchors", "anchor_tokens", "anchor_ref_logp", "negative_ref_logp"):

@@ -163,7 +163,7 @@ class _Session:
         start = time.monotonic()
         try:
             counts = execute(stage, module, self.request.config, self.run)
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: nothing is swallowed, what was spent is noted and it goes on up
             with suppress(OSError):  # on a full disk, what the stage raised matters more than its seconds
                 Partial(identity.key, spent + time.monotonic() - start, names).save(self.run, stage)
             raise

@@ -119,14 +119,15 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
             reference_positive=_reference(config.references.positive, config.model, model, tokenizer),
             reference_negative=_reference(config.references.negative, config.model, model, tokenizer),
         )
-        write_jsonl(run.train / GROUPS, _group_rows(trainer, rows))
+        groups = list(_group_rows(trainer, rows))
+        write_jsonl(run.train / GROUPS, groups)
         write_jsonl(normal_file(run), ({"prompt_id": row["prompt_id"]} for row in normal or ()))
         _train(trainer, run)
         history = [row for row in trainer.state.log_history if "loss" in row]
         write_jsonl(run.metrics, [{name: row.get(name) for name in ("step", "epoch", *_METRICS)} for row in history])
         folder = run.adapter if config.training.method == "lora" else run.model
         write_directory_atomic(folder, lambda temporary: _save(trainer, temporary))
-    return _counts(trainer, rows)
+    return _counts(trainer, rows, groups)
 
 
 def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
@@ -208,14 +209,17 @@ def _save(trainer: D2OTrainer, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _group_rows(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Each group as it was trained on, with its log-probs under the references (sums in nats). `anchors` are its own
-    samples; accepted answers that stand among them (`anchors.acceptable_share`) are counted apart."""
+def _group_rows(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each group as training begins, with its log-probs under the references (sums in nats). `anchors` are own samples;
+    accepted answers that stand among them (`anchors.acceptable_share`) are counted apart, each once."""
     samples = {row["prompt_id"]: [tuple(ids) for ids in row["own"]] for row in rows}
     for group in trainer.train_dataset.groups:
         reference = dict(zip(group.anchors, group.ref_anchors, strict=True))
-        own = [ids for ids in samples[group.group_id] if ids in reference]
-        accepted = reference.keys() - set(own)
+        drawn = samples[group.group_id]
+        accepted = reference.keys() - set(drawn)
+        share = sum(ids in accepted for ids in group.anchors) / len(group.anchors)
+        # An objective may read fewer of them than were drawn, but never more: repeats are weight.
+        own = [ids for ids in drawn if ids in reference][: round(len(group.anchors) * (1 - share))]
         yield {
             "prompt_id": group.group_id,
             "prompt_tokens": len(group.prompt_ids),
@@ -223,6 +227,7 @@ def _group_rows(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> Itera
             "anchor_tokens": sum(map(len, own)),
             "anchor_ref_logp": sum(reference[ids] for ids in own),
             "accepted": len(accepted),
+            "accepted_share": share,
             "accepted_tokens": sum(map(len, accepted)),
             "negatives": len(group.negatives),
             "negative_tokens": sum(map(len, group.negatives)),
@@ -231,24 +236,18 @@ def _group_rows(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> Itera
         }
 
 
-def _accepted_share(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of the anchors' weight that accepted answers have, over all groups."""
-    samples = {row["prompt_id"]: {tuple(ids) for ids in row["own"]} for row in rows}
-    shares = [
-        sum(ids not in samples[group.group_id] for ids in group.anchors) / len(group.anchors)
-        for group in trainer.train_dataset.groups
-    ]
-    return round(sum(shares) / len(shares), 4)
-
-
-def _counts(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _counts(
+    trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     encoded = trainer.encoding_counts["train"]
+    accepted = sum(group["accepted"] for group in groups)
+    share = sum(group["accepted_share"] for group in groups) / len(groups)
     return {
         "groups": {"in": encoded.rows, "trained": encoded.groups},
         "dropped": dict(sorted(encoded.dropped.items())),
         "negatives": encoded.negatives,
-        "anchors": encoded.anchors,
-        **({"accepted_share": share} if (share := _accepted_share(trainer, rows)) else {}),
+        "anchors": sum(group["anchors"] for group in groups),
+        **({"accepted": accepted, "accepted_share": round(share, 4)} if accepted else {}),
         "steps": trainer.state.global_step,
         **({"refreshed": trainer.anchor_buffer.counts} if trainer.anchor_buffer is not None else {}),
         "finish": {
