@@ -72,6 +72,11 @@ def make_config(kind: str, **changes):
         "qwen3": lambda: transformers.Qwen3Config(**common | {"head_dim": 8} | changes),
         "mistral_sliding": lambda: transformers.MistralConfig(**common | {"sliding_window": 6} | changes),
         "gemma3": lambda: transformers.Gemma3TextConfig(**common | {"head_dim": 8, "sliding_window": 6} | changes),
+        "gemma2": lambda: transformers.Gemma2Config(
+            **common
+            | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}
+            | changes
+        ),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(**without_gqa | changes),
         "gpt2": lambda: transformers.GPT2Config(
             **{

@@ -1,16 +1,17 @@
 """Shared prompt == one sequence at a time: log-probs and gradients, over architectures, with ragged groups."""
 
 import logging
+import weakref
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import make_model
-from naysay.core.logprobs import kl_by_token, token_logps
-from naysay.core.prefix import branch_mask, layout_groups, plan_microbatches, split_group
+from naysay.core.logprobs import FrozenLinear, kl_by_token, token_logps
+from naysay.core.prefix import branch_mask, layout_groups, pack_groups, plan_microbatches, split_group
 from naysay.errors import DataError, ModelError
-from naysay.modeling.forward import causal_lm, enable_group_forward, one_at_a_time_logps, response_logps
+from naysay.modeling.forward import causal_lm, enable_group_forward, lm_head, one_at_a_time_logps, response_logps
 
 ARCHITECTURES = ["llama", "llama_tied", "qwen2", "qwen3", "gpt2", "gpt_neox", "mistral_sliding", "gemma3"]
 GROUPS = [
@@ -31,6 +32,7 @@ def gradients(model, logps):
 def test_equals_one_at_a_time(kind):
     model = make_model(kind, dtype=torch.float64)
     assert enable_group_forward(model)
+    assert model._naysay.masks == "branches"
     oracle = one_at_a_time_logps(model, GROUPS)
     expected = gradients(model, oracle)
     shared = response_logps(model, GROUPS, head_chunk=4)
@@ -40,6 +42,32 @@ def test_equals_one_at_a_time(kind):
     assert len(found) > 10
     for name in expected:
         assert torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral_sliding", "gemma3"])
+def test_equals_one_at_a_time_with_a_dense_mask(kind):
+    """What is used where the attention needs more than a branch layout knows, e.g. a soft cap."""
+    model = make_model(kind, dtype=torch.float64)
+    model.config._attn_implementation = "eager"
+    assert enable_group_forward(model)
+    assert model._naysay.masks in {"full", "sliding", "by_type"}
+    oracle = one_at_a_time_logps(model, GROUPS)
+    expected = gradients(model, oracle)
+    shared = response_logps(model, GROUPS, head_chunk=4)
+    assert torch.allclose(shared, oracle, rtol=1e-6, atol=1e-6)
+    found = gradients(model, shared)
+    for name in expected:
+        assert torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-5), name
+
+
+def test_an_attention_with_a_soft_cap_is_left_to_the_dense_mask():
+    model = make_model("gemma2", dtype=torch.float64)
+    assert enable_group_forward(model)
+    assert model._naysay.masks == "by_type"
+    assert model.config._attn_implementation == "eager"
+    assert torch.allclose(
+        response_logps(model, GROUPS, head_chunk=4), one_at_a_time_logps(model, GROUPS), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
@@ -154,6 +182,56 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize(
+    ("kind", "modules"),
+    [
+        ("llama", ["q_proj", "down_proj"]),
+        ("llama_tied", ["q_proj", "down_proj"]),
+        ("llama", ["q_proj", "lm_head"]),
+    ],
+)
+def test_a_frozen_head_gives_the_gradients_of_the_oracle(kind, modules):
+    """With the body's adapters alone the head is a `FrozenLinear`; with an adapter on the head it is not."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(make_model(kind, dtype=torch.float64), LoraConfig(r=2, target_modules=modules))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    model.double()
+    assert enable_group_forward(model)
+    assert isinstance(lm_head(model), FrozenLinear) == ("lm_head" not in modules)
+    oracle = one_at_a_time_logps(model, GROUPS)
+    expected = gradients(model, oracle)
+    shared = response_logps(model, GROUPS, head_chunk=3)
+    assert torch.allclose(shared, oracle, rtol=1e-8)
+    found = gradients(model, shared)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("bias", "scale"), [(False, 1.0), (True, 0.5)])
+def test_a_frozen_linear_head_equals_autograd(bias, scale):
+    generator = torch.Generator().manual_seed(1)
+    M, D, V = 11, 5, 37
+    weight = torch.randn(V, D, dtype=torch.float64, generator=generator)
+    head = FrozenLinear(weight, torch.randn(V, dtype=torch.float64, generator=generator) if bias else None, scale)
+    hidden = torch.randn(M, D, dtype=torch.float64, generator=generator, requires_grad=True)
+    targets = torch.randint(V, (M,), generator=generator)
+    upstream = torch.randn(M, dtype=torch.float64, generator=generator)
+    logits = (hidden @ weight.T + (head.bias if bias else 0.0)) * scale
+    oracle = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (expected,) = torch.autograd.grad((oracle * upstream).sum(), hidden)
+    for chunk in (1, 4, 11, 100):
+        found = token_logps(hidden, targets, head, chunk=chunk)
+        assert torch.allclose(found, oracle, rtol=1e-12)
+        assert torch.allclose(torch.autograd.grad((found * upstream).sum(), hidden)[0], expected, rtol=1e-10)
+    with torch.no_grad():
+        assert torch.allclose(token_logps(hidden, targets, head, chunk=4), oracle, rtol=1e-12)
+
+
 def test_no_logits_beyond_a_chunk_forward_or_backward():
     M, D, V, chunk = 64, 8, 501, 4
     weight = torch.randn(V, D, requires_grad=True)
@@ -162,8 +240,34 @@ def test_no_logits_beyond_a_chunk_forward_or_backward():
     with LargestTensor() as seen:
         token_logps(hidden, targets, lambda h: h @ weight.T, chunk=chunk).sum().backward()
     assert seen.elements <= max(chunk * V, V * D)
+    with LargestTensor() as seen:
+        token_logps(hidden, targets, FrozenLinear(weight.detach()), chunk=chunk).sum().backward()
+    assert seen.elements <= max(chunk * V, V * D)
     expected = torch.log_softmax(hidden @ weight.T, -1).gather(1, targets[:, None]).squeeze(1)
     assert torch.allclose(token_logps(hidden, targets, lambda h: h @ weight.T, chunk=chunk), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [GROUPS, GROUPS[1:2], [([4], [[3]])], [([4, 5], []), *GROUPS[2:]]])
+def test_a_packed_row_holds_the_padded_rows_and_says_where(groups):
+    rows, (packed, branches) = layout_groups(groups), pack_groups(groups)
+    kept = rows.branch_ids != -1
+    for name in ("input_ids", "position_ids", "branch_ids"):
+        assert getattr(packed, name)[0].tolist() == getattr(rows, name)[kept].tolist()
+    width = rows.input_ids.shape[1]
+    place = torch.cumsum(kept.flatten(), 0) - 1
+    assert packed.scored_at.tolist() == place[rows.scored_row * width + rows.scored_at].tolist()
+    assert packed.target_ids.tolist() == rows.target_ids.tolist()
+    assert packed.response_of.tolist() == rows.response_of.tolist()
+    ids = packed.input_ids[0]
+    assert [ids[at][mask].tolist() for at, mask in zip(branches.prompt_at, branches.prompt_mask, strict=True)] == [
+        list(prompt) for prompt, _ in groups
+    ]
+    assert [ids[at][mask].tolist() for at, mask in zip(branches.response_at, branches.response_mask, strict=True)] == [
+        list(answer) for _, answers in groups for answer in answers
+    ]
+    assert branches.group_of.tolist() == [i for i, (_, answers) in enumerate(groups) for _ in answers]
+    flat = torch.cat([ids[branches.prompt_at].flatten(), ids[branches.response_at].flatten()])
+    assert flat[branches.place].tolist() == ids.tolist()
 
 
 def test_kl_is_exact_and_chunked():
@@ -182,7 +286,8 @@ def test_microbatches_respect_the_budget_and_take_the_worst_first():
     batches = plan_microbatches(lengths, 60)
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     assert batches[0] == [5]
-    assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 60 for batch in batches)
+    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= 60 for batch in batches)
+    assert batches == [[5], [1], [4, 2, 3, 0, 6]]
 
 
 def test_a_split_group_covers_every_response_within_the_budget():
@@ -190,3 +295,47 @@ def test_a_split_group_covers_every_response_within_the_budget():
     parts = split_group(group, 25)
     assert [i for part in parts for i in part] == [0, 1, 2, 3, 4]
     assert all(len(part) == 1 or 10 + sum(len(group[1][i]) for i in part) <= 25 for part in parts)
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of live storages that operations made beside those of the model, and remembers the most."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self.known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in self.known:
+                self._add(value.untyped_storage())
+        return out
+
+    def _add(self, storage):
+        size, key = storage.nbytes(), storage._cdata
+        self.known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+def peak_of_a_step(vocabulary):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(make_model(vocab_size=vocabulary), LoraConfig(r=2, target_modules="all-linear"))
+    enable_group_forward(model)
+    groups = [(list(range(40)), [[token] * 200 for token in range(8)])]
+    with PeakBytes(model) as seen:
+        response_logps(model, groups, head_chunk=None).sum().backward()
+    return seen.peak
+
+
+def test_the_memory_of_a_step_does_not_grow_with_the_vocabulary():
+    small, large = peak_of_a_step(8192), peak_of_a_step(49152)
+    assert small > 4 * 2**23  # the logits of one chunk were seen
+    assert large <= 1.05 * small

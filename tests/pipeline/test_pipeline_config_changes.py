@@ -58,7 +58,7 @@ def test_a_change_that_no_stage_depends_on_is_taken_in(bench):
     bench.do()
     bench.do("training.head_chunk=7")
     assert bench.kinds("skipped") == list(STAGES)
-    assert "training.head_chunk: 1024 -> 7" in bench.notes()
+    assert "training.head_chunk: null -> 7" in bench.notes()
     assert load_saved_config(bench.run).training.head_chunk == 7
 
 
@@ -67,7 +67,7 @@ def test_a_refused_input_does_not_change_the_saved_config(bench):
     bench.data.write_text("other")
     with pytest.raises(RunDirectoryError, match="stage ingest"):
         bench.do("training.head_chunk=7")
-    assert load_saved_config(bench.run).training.head_chunk == 1024
+    assert load_saved_config(bench.run).training.head_chunk is None
 
 
 def test_before_anything_is_done_another_config_is_no_mistake(bench):

@@ -68,8 +68,10 @@ class TrainingSettings(Section):
     """Token budget of one forward and backward; a group that exceeds it alone is trained exactly in two passes. None =
     1024 on a CPU and 16384 elsewhere."""
 
-    head_chunk: int = Field(default=1024, ge=1)
-    """Response tokens that meet the LM head at a time: the largest [tokens, vocabulary] tensor that ever exists."""
+    head_chunk: int | None = Field(default=None, ge=1)
+    """Response tokens that meet the LM head at a time: the largest [tokens, vocabulary] tensor that ever exists. None =
+    as many as give 8 million logits on a CPU and 64 million elsewhere, so that memory does not grow with the
+    vocabulary."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""

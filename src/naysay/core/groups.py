@@ -1,7 +1,7 @@
 """Tensors of prompt groups.
 
 Legend: B prompt groups, K anchors, N negatives of a prompt, C other answers (all ragged, masked), S rows of a batch,
-T tokens, M scored response tokens, R responses.
+T tokens, M scored response tokens, R responses, P tokens of the longest prompt, L tokens of the longest response.
 """
 
 from dataclasses import dataclass
@@ -85,3 +85,24 @@ class GroupBatch:
     def to(self, device: torch.device) -> "GroupBatch":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return GroupBatch(**moved, responses=self.responses)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Where the prompts and the responses of a packed row stand: the row holds B groups one after another, without
+    padding (`core.prefix.pack_groups`).
+
+    Attention reads the row through these: a prompt sees itself, a response sees its prompt and itself, and no other
+    pair is computed. `place[t]` is where the result of token t stands among the flattened prompts [B * P] followed by
+    the flattened responses [R * L].
+    """
+
+    prompt_at: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    response_at: Int[Tensor, "R L"]
+    response_mask: Bool[Tensor, "R L"]
+    group_of: Int[Tensor, " R"]
+    place: Int[Tensor, " T"]
+
+    def to(self, device: torch.device) -> "Branches":
+        return Branches(**{name: value.to(device) for name, value in vars(self).items()})

@@ -1,21 +1,33 @@
 """Where the tokens of a prompt and its many answers stand, who sees whom, and what fits into one forward.
 
-Legend: S rows, T tokens of a row, M scored tokens.
+Legend: S rows, T tokens of a row, M scored tokens, B groups, R responses, P and L tokens of the longest of them.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from naysay.core.groups import GroupBatch
+from naysay.core.groups import Branches, GroupBatch
 from naysay.errors import DataError
 
 PADDING = -1
 PROMPT = 0
 
 TokenGroup = tuple[Sequence[int], Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One group laid out: token ids, positions, branches, and (predictor, target, response of the group) triples."""
+
+    ids: list[int]
+    positions: list[int]
+    branches: list[int]
+    scored: list[tuple[int, int, int]]
 
 
 def layout_groups(groups: Sequence[TokenGroup], *, pad_id: int = 0) -> GroupBatch:
@@ -26,38 +38,101 @@ def layout_groups(groups: Sequence[TokenGroup], *, pad_id: int = 0) -> GroupBatc
     Raises:
         DataError: an empty prompt (nothing would predict the first token) or an empty response.
     """
-    width = max(group_length(group) for group in groups)
-    input_ids, position_ids, branch_ids = [], [], []
-    scored: list[tuple[int, int, int, int]] = []
-    response = 0
-    for row, (prompt, answers) in enumerate(groups):
+    rows = _rows(groups)
+    width = max(len(row.ids) for row in rows)
+    pad = lambda values, fill: values + [fill] * (width - len(values))  # noqa: E731
+    return _batch(
+        groups,
+        rows,
+        places=[(number, 0) for number in range(len(rows))],
+        input_ids=[pad(row.ids, pad_id) for row in rows],
+        position_ids=[pad(row.positions, 0) for row in rows],
+        branch_ids=[pad(row.branches, PADDING) for row in rows],
+    )
+
+
+def pack_groups(groups: Sequence[TokenGroup]) -> tuple[GroupBatch, Branches]:
+    """Lay out groups one after another in a single row, without padding, and say where everything stands.
+
+    Raises:
+        DataError: as `layout_groups`.
+    """
+    rows = _rows(groups)
+    starts = list(accumulate((len(row.ids) for row in rows), initial=0))[:-1]
+    batch = _batch(
+        groups,
+        rows,
+        places=[(0, start) for start in starts],
+        input_ids=[[token for row in rows for token in row.ids]],
+        position_ids=[[position for row in rows for position in row.positions]],
+        branch_ids=[[branch for row in rows for branch in row.branches]],
+    )
+    prompts = [range(start, start + len(prompt)) for start, (prompt, _) in zip(starts, groups, strict=True)]
+    responses, group_of = [], []
+    for number, (mine, (_, answers)) in enumerate(zip(prompts, groups, strict=True)):
+        start = mine.stop
+        for answer in answers:
+            responses.append(range(start, start + len(answer)))
+            group_of.append(number)
+            start += len(answer)
+    return batch, _branches(prompts, responses, group_of)
+
+
+def _rows(groups: Sequence[TokenGroup]) -> list[_Row]:
+    rows = []
+    for number, (prompt, answers) in enumerate(groups):
         if len(prompt) == 0 or any(len(answer) == 0 for answer in answers):
-            raise DataError(f"row {row}: expected a prompt and answers of at least 1 token each, found an empty one")
-        ids, positions, branches = list(prompt), list(range(len(prompt))), [PROMPT] * len(prompt)
-        for branch, answer in enumerate(answers, 1):
-            start = len(ids)
-            for offset, token in enumerate(answer):
-                predictor = len(prompt) - 1 if offset == 0 else start + offset - 1
-                scored.append((row, predictor, token, response))
-            ids.extend(answer)
-            positions.extend(range(len(prompt), len(prompt) + len(answer)))
-            branches.extend([branch] * len(answer))
-            response += 1
-        padding = width - len(ids)
-        input_ids.append(ids + [pad_id] * padding)
-        position_ids.append(positions + [0] * padding)
-        branch_ids.append(branches + [PADDING] * padding)
+            raise DataError(f"row {number}: expected a prompt and answers of at least 1 token each, found an empty one")
+        row = _Row(list(prompt), list(range(len(prompt))), [PROMPT] * len(prompt), [])
+        for index, answer in enumerate(answers):
+            start = len(row.ids)
+            predictors = [len(prompt) - 1, *range(start, start + len(answer) - 1)]
+            row.scored.extend((at, token, index) for at, token in zip(predictors, answer, strict=True))
+            row.ids.extend(answer)
+            row.positions.extend(range(len(prompt), len(prompt) + len(answer)))
+            row.branches.extend([index + 1] * len(answer))
+        rows.append(row)
+    return rows
+
+
+def _batch(
+    groups: Sequence[TokenGroup], rows: Sequence[_Row], *, places: Sequence[tuple[int, int]], **tokens: list[list[int]]
+) -> GroupBatch:
+    """`places`: the row of the batch that a group stands in, and where in it the group begins."""
+    first = list(accumulate((len(answers) for _, answers in groups), initial=0))
+    scored = [
+        (line, start + at, token, first[number] + index)
+        for number, (row, (line, start)) in enumerate(zip(rows, places, strict=True))
+        for at, token, index in row.scored
+    ]
     columns = torch.tensor(scored, dtype=torch.long).reshape(-1, 4).unbind(1)
     return GroupBatch(
-        input_ids=torch.tensor(input_ids),
-        position_ids=torch.tensor(position_ids),
-        branch_ids=torch.tensor(branch_ids),
+        **{name: torch.tensor(values) for name, values in tokens.items()},
         scored_row=columns[0],
         scored_at=columns[1],
         target_ids=columns[2],
         response_of=columns[3],
-        responses=response,
+        responses=first[-1],
     )
+
+
+def _branches(prompts: Sequence[range], responses: Sequence[range], group_of: Sequence[int]) -> Branches:
+    prompt_at, prompt_mask = _padded(prompts)
+    response_at, response_mask = _padded(responses)
+    kept = torch.cat([prompt_mask.flatten(), response_mask.flatten()])
+    token = torch.cat([prompt_at.flatten(), response_at.flatten()])
+    place = torch.empty(int(kept.sum()), dtype=torch.long)
+    place[token[kept]] = torch.nonzero(kept)[:, 0]
+    return Branches(prompt_at, prompt_mask, response_at, response_mask, torch.tensor(group_of, dtype=torch.long), place)
+
+
+def _padded(spans: Sequence[range]) -> tuple[Tensor, Tensor]:
+    """[spans, longest] token indices, padded with the span's own first one, and which of them are meant."""
+    longest = max((len(span) for span in spans), default=0)
+    offset = torch.arange(longest)
+    start = torch.tensor([span.start for span in spans], dtype=torch.long)[:, None]
+    meant = offset < torch.tensor([len(span) for span in spans], dtype=torch.long)[:, None]
+    return torch.where(meant, start + offset, start), meant
 
 
 def branch_mask(
@@ -85,18 +160,21 @@ def group_length(group: TokenGroup) -> int:
 
 
 def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Split rows into micro-batches of at most `budget` padded tokens: rows x the longest row.
+    """Split groups into micro-batches of at most `budget` tokens.
 
-    Rows are taken longest first, so that the batch that needs most memory runs first; a row longer than the budget
-    stands alone.
+    Groups are taken longest first, so that the batch that needs most memory runs first and groups of like length stand
+    together; a group longer than the budget stands alone.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
+    used = 0
     for i in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        if batches and used + lengths[i] <= budget:
             batches[-1].append(i)
+            used += lengths[i]
         else:
             batches.append([i])
+            used = lengths[i]
     return batches
 
 

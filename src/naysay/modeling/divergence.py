@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from naysay.core.logprobs import Head, kl_by_token
-from naysay.core.prefix import TokenGroup, group_length, layout_groups, plan_microbatches
-from naysay.modeling.forward import enable_group_forward, hidden_at_scored, lm_head, one_at_a_time_logits
+from naysay.core.prefix import TokenGroup, group_length, plan_microbatches
+from naysay.modeling.forward import (
+    enable_group_forward,
+    head_tokens,
+    hidden_at_scored,
+    lay_out,
+    lm_head,
+    one_at_a_time_logits,
+)
 from naysay.modeling.progress import progress_bar
 
 OpenPolicy = Callable[[], AbstractContextManager[Any]]
@@ -21,7 +28,7 @@ def kl_divergence(
     groups: Sequence[TokenGroup],
     *,
     tokens_per_microbatch: int,
-    head_chunk: int,
+    head_chunk: int | None,
     description: str,
 ) -> list[tuple[float, int]]:
     """KL(p ‖ q) on the answers of each group: (sum in nats, tokens).
@@ -43,12 +50,14 @@ def kl_divergence(
 
 
 def _batch_kl(
-    open_p: OpenPolicy, open_q: OpenPolicy, groups: Sequence[TokenGroup], head_chunk: int
+    open_p: OpenPolicy, open_q: OpenPolicy, groups: Sequence[TokenGroup], head_chunk: int | None
 ) -> list[tuple[float, int]]:
     tokens = [sum(len(answer) for answer in answers) for _, answers in groups]
     hidden_p, head_p = _hidden(open_p, groups)
     hidden_q, head_q = _hidden(open_q, groups)
-    kl_M = kl_by_token(hidden_p, hidden_q, head_p, head_q, chunk=head_chunk)
+    with open_p() as model:
+        chunk = head_tokens(model, head_chunk)
+    kl_M = kl_by_token(hidden_p, hidden_q, head_p, head_q, chunk=chunk)
     return [(part.double().sum().item(), count) for part, count in zip(kl_M.split(tokens), tokens, strict=True)]
 
 
@@ -64,4 +73,4 @@ def _hidden(open_policy: OpenPolicy, groups: Sequence[TokenGroup]) -> tuple[Tens
         if not enable_group_forward(model):
             return one_at_a_time_logits(model, groups), lambda logits: logits
         device = next(model.parameters()).device
-        return hidden_at_scored(model, layout_groups(groups).to(device)), head
+        return hidden_at_scored(model, *lay_out(model, groups, device)), head

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from naysay.core.groups import GroupBatch
-from naysay.core.logprobs import Head, log_complement, sum_by_response, token_logps
-from naysay.core.prefix import PROMPT, TokenGroup, branch_mask, layout_groups
+from naysay.core.groups import Branches, GroupBatch
+from naysay.core.logprobs import FrozenLinear, Head, log_complement, sum_by_response, token_logps
+from naysay.core.prefix import PROMPT, TokenGroup, branch_mask, layout_groups, pack_groups
 from naysay.errors import ModelError
+from naysay.modeling import branch_attention
 
 logger = logging.getLogger(__name__)
 _DENSE_MASK_ATTENTION = {"sdpa", "eager"}
 _CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _CHECK_TOLERANCE_HALF = 0.25
+_LOGITS = {"cpu": 2**23, "other": 2**26}
 
 
 def enable_group_forward(model: nn.Module) -> bool:
@@ -52,7 +54,8 @@ def enable_group_forward(model: nn.Module) -> bool:
 @dataclass
 class _Binding:
     """What naysay knows of a causal LM whose forward it replaced: the instance's former one (None = its class's), and
-    which masks its layers take: `full`, `sliding`, `by_type` (a mapping), or "" where a prompt cannot be shared."""
+    how its layers share a prompt: `branches` (a packed row, and attention over allowed pairs only), with a dense mask
+    (`full`, `sliding`, or `by_type`, a mapping), or "" where they cannot."""
 
     former: Any
     masks: str = ""
@@ -66,6 +69,16 @@ def token_budget(configured: int | None, device: torch.device) -> int:
     if configured is not None:
         return configured
     return 1024 if device.type == "cpu" else 16384
+
+
+def head_tokens(model: nn.Module, configured: int | None) -> int:
+    """Tokens that meet the LM head at a time: what is configured, or as many as give `_LOGITS` logits, so that their
+    memory does not grow with the vocabulary."""
+    if configured is not None:
+        return configured
+    lm = causal_lm(model)
+    device = next(lm.parameters()).device
+    return max(1, _LOGITS["cpu" if device.type == "cpu" else "other"] // lm.config.get_text_config().vocab_size)
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -95,7 +108,7 @@ def response_logps(
     model: nn.Module,
     groups: Sequence[TokenGroup],
     *,
-    head_chunk: int,
+    head_chunk: int | None,
     device: torch.device | None = None,
     unlikelihood: bool = False,
 ) -> Tensor:
@@ -105,24 +118,41 @@ def response_logps(
     is a sum over tokens too and cannot be had from the sums.
     """
     device = device or next(model.parameters()).device
-    batch = layout_groups(groups).to(device)
+    batch, branches = lay_out(model, groups, device)
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
     return model(
         input_ids=batch.input_ids,
         naysay_group={**tensors, "responses": batch.responses},
+        naysay_branches=None if branches is None else dict(vars(branches)),
         naysay_head_chunk=head_chunk,
         naysay_unlikelihood=unlikelihood,
     )
 
 
-def hidden_at_scored(model: nn.Module, batch: GroupBatch) -> Tensor:
+def lay_out(model: nn.Module, groups: Sequence[TokenGroup], device: torch.device) -> tuple[GroupBatch, Branches | None]:
+    """The groups as this model takes them: packed, with its branches, or padded rows for a dense mask."""
+    if causal_lm(model)._naysay.masks != "branches":
+        return layout_groups(groups).to(device), None
+    batch, branches = pack_groups(groups)
+    return batch.to(device), branches.to(device)
+
+
+def hidden_at_scored(model: nn.Module, batch: GroupBatch, branches: Branches | None) -> Tensor:
     """[M, D] last hidden states at the positions that predict the targets."""
     lm = causal_lm(model)
+    if branches is None:
+        how = {"attention_mask": _attention_masks(lm, batch)}
+    else:
+        # A mask of four dimensions is taken as it is, so that the library makes none; the attention does not read it.
+        how = {
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=batch.input_ids.device),
+            "naysay_branches": branch_attention.BranchMasks(branches, batch.position_ids[0]),
+        }
     hidden_STD = lm.base_model(
         input_ids=batch.input_ids,
-        attention_mask=_attention_masks(lm, batch),
         position_ids=batch.position_ids,
         use_cache=False,
+        **how,
     )[0]
     return hidden_STD[batch.scored_row, batch.scored_at]
 
@@ -131,6 +161,9 @@ def lm_head(model: nn.Module) -> Head:
     """Hidden states -> logits, with the scale or soft cap that some architectures put behind the head."""
     lm = causal_lm(model)
     head, config = lm.get_output_embeddings(), lm.config.get_text_config()
+    frozen = _frozen_linear(head, config)
+    if frozen is not None:
+        return frozen
     softcap = getattr(config, "final_logit_softcapping", None)
     multiply, divide = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
 
@@ -143,6 +176,17 @@ def lm_head(model: nn.Module) -> Head:
         return torch.tanh(value / softcap) * softcap if softcap is not None else value
 
     return logits
+
+
+def _frozen_linear(head: Any, config: Any) -> FrozenLinear | None:
+    """The head as a matrix, where it is nothing else and is not trained: no adapter, hook, soft cap, sharded weight."""
+    plain = type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
+    if not plain or any(type(p) is not nn.Parameter or p.requires_grad for p in head.parameters()):
+        return None
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        return None
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return FrozenLinear(head.weight, head.bias, scale)
 
 
 def one_at_a_time_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> Tensor:
@@ -183,7 +227,8 @@ def _forward(
     self: Any,
     *args: Any,
     naysay_group: Any = None,
-    naysay_head_chunk: int = 1024,
+    naysay_branches: Any = None,
+    naysay_head_chunk: int | None = None,
     naysay_unlikelihood: bool = False,
     **kwargs: Any,
 ) -> Any:
@@ -191,7 +236,9 @@ def _forward(
         return _own_forward(self)(*args, **kwargs)
     batch = GroupBatch(**naysay_group)
     if self._naysay.masks:
-        logp_M = token_logps(hidden_at_scored(self, batch), batch.target_ids, lm_head(self), chunk=naysay_head_chunk)
+        hidden_MD = hidden_at_scored(self, batch, None if naysay_branches is None else Branches(**naysay_branches))
+        chunk = head_tokens(self, naysay_head_chunk)
+        logp_M = token_logps(hidden_MD, batch.target_ids, lm_head(self), chunk=chunk)
     else:
         device = next(self.parameters()).device
         groups = _token_groups(batch)
@@ -247,20 +294,30 @@ def _why_not_shared(lm: Any) -> str:
         return f"it has layers of type {', '.join(sorted(unknown))}"
     window = _sliding_window(lm)
     groups = _check_groups(config.vocab_size, long_prompt=min(window + 3, 64) if window else 5)
+    reason = ""
     with eval_mode(lm):
         expected = one_at_a_time_logps(lm, groups)
-        reason = ""
-        for masks in ("by_type", "sliding") if window else ("full",):
+        for masks in _candidates(attention, window):
             lm._naysay.masks = masks
+            # For good, not for the forward alone: gradient checkpointing runs the layers again in the backward.
+            lm.config._attn_implementation = branch_attention.NAME if masks == "branches" else attention
             reason = _mismatch(lm, groups, expected)
             if not reason:
                 break
     return reason
 
 
+def _candidates(attention: str, window: int | None) -> Iterator[str]:
+    """Ways to share a prompt, the fastest first."""
+    if attention == "sdpa":
+        branch_attention.register()
+        yield "branches"
+    yield from ("by_type", "sliding") if window else ("full",)
+
+
 def _mismatch(lm: Any, groups: Sequence[TokenGroup], expected: Tensor) -> str:
     try:
-        found = response_logps(lm, groups, head_chunk=1024)
+        found = response_logps(lm, groups, head_chunk=None)
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         return f"its layers refuse a prompt shared by branches ({' '.join(str(error).split())[:120]})"
     difference = (expected - found).abs().max().item()

@@ -38,7 +38,7 @@ def score_groups(
     *,
     cache_root: Path,
     tokens_per_microbatch: int,
-    head_chunk: int,
+    head_chunk: int | None,
     description: str = "scoring the reference",
     digest: str | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -114,7 +114,7 @@ def _score_batch(
     keys: Sequence[Sequence[str]],
     batch: Sequence[tuple[int, list[int]]],
     cache: ReferenceCache,
-    head_chunk: int,
+    head_chunk: int | None,
 ) -> None:
     names = [keys[index][i] for index, part in batch for i in part]
     if all(name in cache for name in names):

@@ -75,8 +75,12 @@ class D2OConfig(TrainingArguments):
             "None: 1024 on a CPU, 16384 elsewhere."
         },
     )
-    head_chunk: int = field(
-        default=1024, metadata={"help": "Response tokens that meet the LM head at a time (bounds logits in memory)."}
+    head_chunk: int | None = field(
+        default=None,
+        metadata={
+            "help": "Response tokens that meet the LM head at a time (bounds logits in memory). "
+            "None: as many as give 8 million logits on a CPU, 64 million elsewhere."
+        },
     )
     reference_cache_dir: str | None = field(
         default=None, metadata={"help": "Where reference log-probs are kept; default: output_dir/reference_cache."}

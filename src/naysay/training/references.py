@@ -46,7 +46,7 @@ def add_reference_logps(
     *,
     cache_root: Path,
     tokens_per_microbatch: int,
-    head_chunk: int,
+    head_chunk: int | None,
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] = lambda: None,
