@@ -216,21 +216,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--negatives-per-prompt", type=int, default=2, help="violating answers that are used, at most")
     add("--train-prompts", type=int, default=64)
     add("--anchors", choices=get_args(AnchorSource), default="unfiltered")
-    add("--negatives", choices=get_args(NegativeSource), default="own", help="rewritten: in another style")
+    add(
+        "--negatives",
+        choices=get_args(NegativeSource),
+        default="own",
+        help="rewritten: in another style; reworded: those, said anew by the model",
+    )
     add("--noise", type=float, default=0.0, help="share of the negatives that keep the rule")
     add(
         "--pairs",
         type=int,
-        help=f"prompts with an acceptable and a violating answer to score; {PAIR_PROMPTS} if rewritten",
+        help=f"prompts with an acceptable and a violating answer to score; {PAIR_PROMPTS} if not own",
     )
     add("--export", help="write rejected.jsonl of one rule here, and stop")
     add("--quick", action="store_true", help="a very small setting, to see that everything works")
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**QUICK)
     given = parser.parse_args(arguments)
-    given.pairs = given.pairs if given.pairs is not None else PAIR_PROMPTS if given.negatives == "rewritten" else 0
+    given.pairs = given.pairs if given.pairs is not None else PAIR_PROMPTS if given.negatives != "own" else 0
     given.objectives = [parse_objective(text) for text in given.objectives.split(",")]
     given.learning_rate, given.rules = given.learning_rate.split(","), given.rules.split(",")
+    if given.anchors == "reworded" and given.negatives != "reworded":
+        raise ConfigError("--anchors reworded: only with --negatives reworded, so that both sides went the same way")
     if not 0.0 <= given.noise <= 1.0:
         raise ConfigError(f"--noise: expected a share between 0 and 1, found {given.noise}")
     unknown = [rule for rule in (*given.rules, *filter(None, given.steps)) if rule not in RULES]

@@ -20,6 +20,7 @@ from benchmarks.known_rule_data import (
     heldout_pairs,
     prompt_ids,
     revised_answers,
+    reworded_answers,
     training_rows,
 )
 from benchmarks.rule_prompts import RulePrompt, Split, prompts_of_split
@@ -36,7 +37,7 @@ from naysay.evaluation.likelihood import HeldoutGroup, Scores, heldout_metrics
 from naysay.generation.hf import HFSampler
 from naysay.judging.heuristics import classify
 from naysay.modeling.adapters import BaseAndTuned, lora_config
-from naysay.modeling.chat import encode_response
+from naysay.modeling.chat import decode_response, encode_response
 from naysay.modeling.divergence import OpenPolicy, kl_divergence
 from naysay.modeling.forward import eval_mode, response_logps
 from naysay.modeling.loading import load_model
@@ -144,6 +145,8 @@ class Answers:
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Training rows and their counts; `anchors: revise` draws them now."""
         settings, rule, seed = cell.data, cell.rule, cell.seed
+        if settings.negatives == "reworded":
+            return self._reworded(cell, prompts, drawn, with_chosen=with_chosen)
         if settings.anchors != "revise":
             return training_rows(rule, prompts, drawn, settings, seed=seed, with_chosen=with_chosen)
         rejected, _ = training_rows(rule, prompts, drawn, replace(settings, anchors="unfiltered"), seed=seed)
@@ -154,6 +157,25 @@ class Answers:
         )
         skipped = len(prompts) - len(kept)
         return rows, counts | {"prompts": len(prompts), "without_violation": counts["without_violation"] + skipped}
+
+    def _reworded(
+        self, cell: Cell, prompts: Sequence[RulePrompt], drawn: Sequence[Sequence[OwnAnswer]], *, with_chosen: bool
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Rows whose rejected answers, another writer's, are said in the model's own words; with `anchors: reworded`
+        its own samples went the same way."""
+        same_way = cell.data.anchors == "reworded"
+        source = replace(cell.data, negatives="rewritten", anchors="unfiltered" if same_way else cell.data.anchors)
+        rows, counts = self.rows(replace(cell, data=source), prompts, drawn, with_chosen=with_chosen)
+        for column in ("rejected", "anchors") if same_way else ("rejected",):
+            said = reworded_answers(
+                self.sampler, self.tokenizer, rows, column, cell.data, cell.seed, self.folder / cell.rule
+            )
+            rows = [{**row, column: answers} for row, answers in zip(rows, said, strict=True)]
+        result = [row for row in rows if row["rejected"] and row["anchors"]]
+        texts = [decode_response(self.tokenizer, ids) for row in result for ids in row["rejected"]]
+        lost = sum(not RULES[cell.rule].violates(text) for text in texts)
+        counts |= {"rows": len(result), "negatives": len(texts), "mislabelled": lost}
+        return result, counts | {"without_violation": counts["without_violation"] + len(rows) - len(result)}
 
     def _draw(
         self, prompts: Sequence[RulePrompt], draws: int, length: int, seed: int, round: int

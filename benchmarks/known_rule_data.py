@@ -22,8 +22,13 @@ from naysay.records import Finish, Negative, Prompt
 TEMPERATURE, TOP_K, TOP_P, BATCH, MAX_LENGTH = 0.7, 50, 0.9, 64, 512
 TRAINING_ROUND, EVALUATION_ROUND = 0, -1
 _COUNTED = ("prompts", "rows", "negatives", "mislabelled", "without_violation", "without_other")
-AnchorSource = Literal["unfiltered", "accepted", "mixed", "source", "revise"]
-NegativeSource = Literal["own", "rewritten"]
+AnchorSource = Literal["unfiltered", "accepted", "mixed", "source", "revise", "reworded"]
+NegativeSource = Literal["own", "rewritten", "reworded"]
+REWORD = (
+    "{request}\n\nHere are notes for the answer:\n{rejected}\n\n"
+    "Write the answer in your own words, with the same layout as the notes."
+)
+"""How the model is asked to say an answer in its own words (`reworded`)."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ def revised_answers(
     for row in rows:
         name = row["prompt_id"]
         prompts.append(Prompt(name, ({"role": "user", "content": row["prompt"]},), "known_rule", "train"))
-        texts = [a["text"] if isinstance(a, dict) else decode_response(tokenizer, a) for a in row["rejected"]]
+        texts = [_text_of(tokenizer, answer) for answer in row["rejected"]]
         shown[name] = [Negative(f"n-{i}", name, text) for i, text in enumerate(texts)]
     config = AnchorsConfig(
         k=settings.k,
@@ -232,6 +237,50 @@ def revised_answers(
         if anchor.text.strip():
             found[anchor.prompt_id].append(anchor.token_ids)
     return found
+
+
+def reworded_answers(
+    sampler: Sampler,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    column: Literal["rejected", "anchors"],
+    settings: DataSettings,
+    seed: int,
+    folder: Path,
+) -> list[list[list[int]]]:
+    """The answers in a column of `rows` in the model's own words: what it writes when it is shown them, one by one. It
+    is not told the rule, so what was wrong with an answer may be lost."""
+    places = [
+        (row["prompt_id"], index, REWORD.format(request=row["prompt"], rejected=_text_of(tokenizer, answer)))
+        for row in rows
+        for index, answer in enumerate(row[column])
+    ]
+    requests = [
+        Request(
+            tuple(encode_prompt(tokenizer, [{"role": "user", "content": asked}])),
+            row_seed(seed, f"{prompt_id}/{column} reworded", index, TRAINING_ROUND),
+        )
+        for prompt_id, index, asked in places
+    ]
+    sampling = SamplingSettings(TEMPERATURE, TOP_K, TOP_P, settings.max_new_tokens)
+    drawn = draw(
+        sampler,
+        requests,
+        sampling,
+        batch_size=BATCH,
+        parts=folder / plan_digest(requests, sampling, BATCH)[:16],
+        description=f"{column} in own words",
+        to_row=lambda number, response: {"prompt_id": places[number][0], "ids": response.token_ids},
+    )
+    found: dict[str, list[list[int]]] = {row["prompt_id"]: [] for row in rows}
+    for row in drawn:
+        if decode_response(tokenizer, row["ids"]).strip():
+            found[row["prompt_id"]].append(list(row["ids"]))
+    return [found[row["prompt_id"]] for row in rows]
+
+
+def _text_of(tokenizer: Any, answer: Any) -> str:
+    return answer["text"] if isinstance(answer, dict) else decode_response(tokenizer, answer)
 
 
 def heldout_pairs(
