@@ -182,13 +182,26 @@ def parse_objective(text: str) -> ObjectiveSpec:
 
 def _steps(text: str) -> dict[str, int]:
     """`N`, or `N,rule=N...`: steps by rule, "" for all others."""
-    pairs = [(rule, int(steps)) for rule, _, steps in (item.rpartition("=") for item in text.split(","))]
+    try:
+        pairs = [(rule, int(steps)) for rule, _, steps in (item.rpartition("=") for item in text.split(","))]
+    except ValueError:
+        pairs = []
     if sum(not rule for rule, _ in pairs) != 1 or min(steps for _, steps in pairs) < 1:
-        raise argparse.ArgumentTypeError(f"expected N or N,rule=N with every N at least 1, found {text}")
+        raise argparse.ArgumentTypeError(
+            f"expected N or N,rule=N (N for all other rules must be there), every N at least 1; found {text}"
+        )
     return dict(pairs)
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
+    return int(text)
+
+
 def _integers(text: str) -> list[int]:
+    if not all(item.isdecimal() for item in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, found {text}")
     return [int(item) for item in text.split(",")]
 
 
@@ -205,16 +218,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--learning-rate", default="1e-4", help="comma-separated X or objective=X; several of one are a grid")
     add("--seed", type=_integers, default=[0], help="comma-separated")
     add("--steps", type=_steps, default=_steps("18"), help="optimizer steps, for all or by rule, e.g. 6,entity=9")
-    add("--groups-per-step", type=int, default=8)
-    add("--eval-every", type=int, default=6, help="steps between two measurements")
+    add("--groups-per-step", type=_at_least_one, default=8)
+    add("--eval-every", type=_at_least_one, default=6, help="steps between two measurements")
     add("--split", choices=("dev", "heldout"), default="heldout", help="dev to choose settings (48 prompts a rule)")
-    add("--heldout", type=int, default=96, help="prompts of the split that are answered")
-    add("--kl-prompts", type=int, default=32, help="prompts of these on whose answers KL is measured")
-    add("--max-new-tokens", type=int, default=56)
-    add("--k", type=int, default=4, help="anchors a prompt")
-    add("--labelled", type=int, default=8, help="own answers a training prompt that meet the rule")
-    add("--negatives-per-prompt", type=int, default=2, help="violating answers that are used, at most")
-    add("--train-prompts", type=int, default=64)
+    add("--heldout", type=_at_least_one, default=96, help="prompts of the split that are answered")
+    add("--kl-prompts", type=_at_least_one, default=32, help="prompts of these on whose answers KL is measured")
+    add("--max-new-tokens", type=_at_least_one, default=56)
+    add("--k", type=_at_least_one, default=4, help="anchors a prompt")
+    add("--labelled", type=_at_least_one, default=8, help="own answers a training prompt that meet the rule")
+    add("--negatives-per-prompt", type=_at_least_one, default=2, help="violating answers that are used, at most")
+    add("--train-prompts", type=_at_least_one, default=64)
     add("--anchors", choices=get_args(AnchorSource), default="unfiltered")
     add(
         "--negatives",
@@ -236,6 +249,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given.pairs = given.pairs if given.pairs is not None else PAIR_PROMPTS if given.negatives != "own" else 0
     given.objectives = [parse_objective(text) for text in given.objectives.split(",")]
     given.learning_rate, given.rules = given.learning_rate.split(","), given.rules.split(",")
+    labels = {label for spec in given.objectives for label in (spec.label, spec.name)}
+    strange = [
+        name for name, _, _ in (item.rpartition("=") for item in given.learning_rate) if name not in {"", *labels}
+    ]
+    if strange:
+        raise ConfigError(
+            f"--learning-rate: {', '.join(strange)} is none of --objectives; there are: {', '.join(labels)}"
+        )
     if given.anchors == "reworded" and given.negatives != "reworded":
         raise ConfigError("--anchors reworded: only with --negatives reworded, so that both sides went the same way")
     if not 0.0 <= given.noise <= 1.0:

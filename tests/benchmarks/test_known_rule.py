@@ -10,7 +10,7 @@ from benchmarks.known_rule_report import draw_figure, fronts, max_kl, pareto_fro
 from benchmarks.rule_prompts import SPLITS, TOPICS_OF_SPLIT, RulePrompt, prompts_of_split
 from benchmarks.rules import RULES, Rule
 
-from benchmarks import known_rule, known_rule_cell
+from benchmarks import known_rule, known_rule_cell, known_rule_data
 from conftest import make_model, make_tokenizer
 from naysay.errors import ConfigError
 from naysay.ingest.columns import find_columns
@@ -217,11 +217,41 @@ def test_steps_are_read_for_all_and_by_rule(tmp_path, capsys):
     assert {(cell.rule, cell.steps) for cell in cells} == {("lists", 6), ("entity", 9)}
     assert {cell.steps for cell in known_rule._cells(known_rule._parse(["--out", "x"]))} == {18}
     assert {cell.steps for cell in known_rule._cells(known_rule._parse(["--out", "x", "--quick"]))} == {2}
-    for wrong in ("entity=9", "6,7", "0"):
+    for option in ("--k", "--heldout", "--eval-every", "--seed"):
+        with pytest.raises(SystemExit):
+            known_rule._parse(["--out", "x", option, "0" if option != "--seed" else "x"])
+    for wrong in ("entity=9", "6,7", "0", "lists=x"):
         with pytest.raises(SystemExit):
             known_rule._parse(["--out", "x", "--steps", wrong])
     assert known_rule.main(["--out", str(tmp_path), "--steps", "6,nothing=9"]) != 0
     assert "unknown nothing" in capsys.readouterr().err
+    assert known_rule.main(["--out", str(tmp_path), "--learning-rate", "1e-4,simnpoo=1e-3"]) != 0
+    assert "simnpoo is none of --objectives" in capsys.readouterr().err
+    assert known_rule.main(["--out", str(tmp_path), "--anchors", "reworded"]) != 0
+    assert "only with --negatives reworded" in capsys.readouterr().err
+
+
+def test_reworded_answers_are_the_models_own_and_both_sides_can_go_the_same_way(tmp_path, tiny_world, monkeypatch):
+    monkeypatch.setattr(known_rule_data, "rewrite", lambda text: text + "zz")
+    answers, cell = tiny_answers(tmp_path), tiny_cell()
+    prompts, drawn = answers.training("lists", cell.data, 0)
+    plain, _ = answers.rows(
+        replace(cell, data=replace(cell.data, negatives="rewritten")), prompts, drawn, with_chosen=False
+    )
+    one = replace(cell, data=replace(cell.data, negatives="reworded"))
+    rows, counts = answers.rows(one, prompts, drawn, with_chosen=False)
+    assert rows
+    assert [row["anchors"] for row in rows] == [row["anchors"] for row in plain if row["prompt_id"] in ids_of(rows)]
+    assert all(isinstance(token, int) for row in rows for answer in row["rejected"] for token in answer)
+    assert counts["rows"] == len(rows)
+    assert 0 <= counts["mislabelled"] <= counts["negatives"] == sum(len(row["rejected"]) for row in rows)
+    both, _ = answers.rows(replace(one, data=replace(one.data, anchors="reworded")), prompts, drawn, with_chosen=False)
+    assert [row["rejected"] for row in both] == [row["rejected"] for row in rows if row["prompt_id"] in ids_of(both)]
+    assert all(row["anchors"] != other["anchors"] for row, other in zip(both, rows, strict=False))
+
+
+def ids_of(rows):
+    return {row["prompt_id"] for row in rows}
 
 
 def test_a_finished_cell_is_read_and_a_killed_one_computed_again(tmp_path):

@@ -194,6 +194,17 @@ OBJECTIVE_ERRORS = [
     (["training.objective=[1]"], "training.objective is [1]; expected one of d2o, npo"),
     (["training=3"], "training: expected a section of settings (found 3)"),
     (["anchors.refresh_every=2"], "anchors.refresh_every is not read when anchors.schedule is offline"),
+    (
+        ["training.objective=npo", "anchors.acceptable_share=0.5"],
+        "anchors.acceptable_share is 0.5, but training.objective 'npo' reads no anchors",
+    ),
+    (["training.objective=dpo_self", "anchors.acceptable_share=0.5"], "reads the first own anchor alone"),
+    (
+        ["training.objective=simnpo", "references.positive=other"],
+        "references.positive is 'other', but the gradient of training.objective 'simnpo' does not depend on it",
+    ),
+    (["training.objective=npo", "references.negative=other"], "references.negative is 'other', but the gradient"),
+    (["anchors.filters.max_repetition=0.5"], "anchors.filters.max_repetition: Input should be less than or equal"),
     (["anchors.mode=plain", "anchors.instructions=[x]"], "anchors.instructions is not read when anchors.mode is plain"),
 ]
 

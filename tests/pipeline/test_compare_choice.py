@@ -99,3 +99,8 @@ def test_a_candidate_is_read_from_an_evaluation():
     assert Candidate.of(1e-4, evaluation) == Candidate(1e-4, separation=0.02, margin=0.3, kl=0.07, degenerate_rise=0.01)
     evaluation["kl"]["tuned_to_base"] = estimate(None)
     assert Candidate.of(1e-4, evaluation).kl is None
+
+
+def test_a_kl_that_was_never_measured_is_said():
+    choice = choose([Candidate(2e-4, margin=1.0), Candidate(1e-4, margin=2.0)], 0.1, 2.0)
+    assert (choice.learning_rate, choice.reason) == (1e-4, "smallest rate: no KL to base could be measured")

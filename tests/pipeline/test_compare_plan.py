@@ -115,7 +115,7 @@ def test_the_reference_is_d2o_or_the_first():
         ({"objectives": ("d2o", "npo", "d2o")}, "--objectives d2o,npo,d2o: expected at least two, each once"),
         ({"budget": 0}, "--budget 0: expected at least 1"),
         ({"seeds": 0}, "--seeds 0: expected at least 1"),
-        ({"learning_rates": [1e-4, 0.0]}, "--learning-rates 0,0.0001: expected different numbers above 0"),
+        ({"learning_rates": [1e-4, 0.0]}, "--learning-rates 0.0001,0: expected different numbers above 0"),
         ({"learning_rates": [1e-4, 1e-4]}, "--learning-rates 0.0001,0.0001: expected different numbers above 0"),
         ({"learning_rates": []}, "--learning-rates : expected different numbers above 0"),
     ],
@@ -161,7 +161,10 @@ def test_a_saved_plan_is_recognised_and_another_one_refused_by_its_keys(tmp_path
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}: this comparison has other settings (budget: 96 -> 48, anchors.k: 11 -> 3, ")
     assert "training.lora.rank: 16 -> 4" in line
-    assert line.endswith("or choose another --out")
+    assert line.endswith(f"or remove {tmp_path} (nothing is trained there yet)")
+    (tmp_path / "tune").mkdir()
+    with pytest.raises(RunDirectoryError, match="or choose another --out"):
+        check_saved_plan(path, plan("anchors.k=3", "training.lora.rank=4", budget=48))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ def estimate(value, half=0.01, n=48, by_seed=None):
 NONE = estimate(0.0)
 
 
-def judged(values=None, **changes):
+def judged(values=None, reference_values=None, **changes):
     differences = dict.fromkeys(BY_KEY, NONE) | changes
-    return judge("npo", "d2o", differences, values or {}, kl_bound=0.10)
+    return judge("npo", "d2o", differences, values or {}, kl_bound=0.10, reference_values=reference_values or {})
 
 
 def test_a_claim_needs_an_interval_on_one_side_of_zero():
@@ -116,7 +116,9 @@ def test_the_margin_decides_only_where_there_is_no_separation():
 
 
 def test_a_diverged_objective_is_nothing_else():
-    found = judge("ga", "d2o", {"separation": estimate(0.5)}, {}, kl_bound=0.1, diverged="at seed 1")
+    found = judge(
+        "ga", "d2o", {"separation": estimate(0.5)}, {}, kl_bound=0.1, reference_values={}, diverged="at seed 1"
+    )
     assert found == Judgement("diverged", "ga: diverged; the loss was not finite at seed 1.")
 
 
@@ -130,3 +132,18 @@ def test_the_headline_names_everyone():
     assert headline("d2o", judgements) == (
         "Compared with d2o: worse: npo, dpo_self; no evidence of a difference: altpo; diverged: ga."
     )
+
+
+def test_a_kl_above_the_bound_is_no_cost_where_the_reference_is_above_it_too():
+    above, own = {"kl_base_to_tuned": estimate(0.15)}, {"kl_tuned_to_base": estimate(0.30)}
+    found = judged(values=above, reference_values=own, separation=estimate(0.05), kl_base_to_tuned=estimate(-0.1))
+    assert found.label == "better"
+    assert found.text.endswith(
+        "its KL to base, 0.150, is above the bound 0.1; d2o's own KL to base, 0.300, is above the bound 0.1."
+    )
+    assert judged(values=above, separation=estimate(0.05)).label == "mixed"
+
+
+def test_the_headline_says_that_the_reference_diverged():
+    judgements = {"npo": Judgement("no_evidence", "")}
+    assert headline("d2o", judgements, reference_diverged=True).startswith("d2o itself diverged")

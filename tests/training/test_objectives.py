@@ -32,7 +32,7 @@ def paired(rows):
     ]
 
 
-def trainer(path, rows, objective, *, dtype=torch.float64, normal=None, **changes):
+def trainer(path, rows, objective, *, dtype=torch.float64, normal=None, references=(5, 6), **changes):
     args = {
         "output_dir": str(path),
         "objective": objective,
@@ -54,8 +54,8 @@ def trainer(path, rows, objective, *, dtype=torch.float64, normal=None, **change
         train_dataset=rows,
         processing_class=make_tokenizer(),
         # Another model: log-ratios that are not 0, so that z0 and every reference count.
-        reference_positive=make_model(seed=5, dtype=dtype),
-        reference_negative=make_model(seed=6, dtype=dtype),
+        reference_positive=make_model(seed=references[0], dtype=dtype),
+        reference_negative=make_model(seed=references[1], dtype=dtype),
         normal_dataset=(NORMAL if normal is None else normal) if needs_normal else None,
     )
 
@@ -249,3 +249,21 @@ def test_d2o_is_what_it_was(tmp_path, rows):
     mine = terms.terms(group, None)
     assert mine.loss.item() == pytest.approx(math.log1p(math.exp(-0.3)))
     assert torch.equal(mine.loss, d2o_loss(group, alpha=0.3, beta=0.2).loss)
+
+
+def gradient_under(path, rows, objective, positive=5, negative=6):
+    """The first step's gradient with references of these seeds."""
+    run = trainer(path, rows, objective, references=(positive, negative), max_steps=1)
+    batch = run._collate([run.train_dataset[i] for i in range(len(run.train_dataset))])
+    run.training_step(run.model, batch)
+    return torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_references_that_an_objective_is_said_to_read_are_those_that_turn_its_gradient(tmp_path, paired, objective):
+    """`references_read` decides which of `references.*` are refused as not read."""
+    own = gradient_under(tmp_path / "own", paired, objective)
+    read = OBJECTIVES[objective].references_read
+    for role in ("positive", "negative"):
+        other = gradient_under(tmp_path / role, paired, objective, **{role: 9})
+        assert torch.allclose(own, other, rtol=1e-9, atol=1e-12) == (role not in read), role

@@ -41,7 +41,11 @@ def compare(
     model: flags.Model = None,
     objectives: Annotated[
         str,
-        typer.Option("--objectives", metavar="A,B,...", help="What is compared; d2o is what the others are held to."),
+        typer.Option(
+            "--objectives",
+            metavar="A,B,...",
+            help="What is compared; the others are held to d2o, or to the first where d2o is not named.",
+        ),
     ] = "d2o,npo,ga,dpo_self",
     budget: Annotated[
         int,
@@ -103,9 +107,10 @@ class ComparisonLines:
 
     def begin(self, plan: "Plan", unread: Sequence[str]) -> None:
         tuning = sum(map(len, plan.learning_rates.values()))
+        seeds = "seed" if plan.seeds == 1 else "seeds"
         self._line(
             f"compare   {plan.runs} runs: {tuning} of {plan.tuning_steps} steps to choose learning rates, "
-            f"{len(plan.objectives)} objectives x {plan.seeds} seeds of {plan.steps} steps"
+            f"{len(plan.objectives)} objectives x {plan.seeds} {seeds} of {plan.steps} steps"
         )
         for setting in unread:
             self._line(f"compare   not read: {setting}")

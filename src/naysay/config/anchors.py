@@ -29,8 +29,9 @@ REVISE_INSTRUCTIONS = (
 class AnchorFilters(Section):
     """When an anchor is not trained on. Every drop is counted by its reason."""
 
-    max_repetition: float = Field(default=0.35, ge=0.0, le=1.0)
-    """Degenerate when more than this share of its word 3-grams are repeats."""
+    max_repetition: float = Field(default=0.35, ge=0.0, le=0.35)
+    """Dropped as degenerate when more than this share of its word 3-grams are repeats. It can only be made stricter:
+    what the offline heuristic calls degenerate (at 0.35, or no language at all) is always dropped."""
 
     min_tokens: int = Field(default=1, ge=1)
     """Response tokens without the end-of-turn token."""

@@ -23,6 +23,9 @@ class _Objective(TrainingSettings):
     anchors_read: ClassVar[AnchorUse] = "none"
     """`none`: one anchor a prompt is still computed, to log what happens to it; it has no weight in the loss."""
 
+    references_read: ClassVar[tuple[str, ...]] = ()
+    """Which of `references.*` the gradient depends on: `negative` stands under anchors and chosen answers."""
+
     needs_chosen: ClassVar[bool] = False
     """An answer that people preferred, for every prompt."""
 
@@ -52,6 +55,7 @@ class D2OTraining(_Objective):
     """Distributional Dispreference Optimization."""
 
     anchors_read: ClassVar[AnchorUse] = "all"
+    references_read: ClassVar[tuple[str, ...]] = ("positive", "negative")
 
     objective: Literal["d2o"] = "d2o"
     """`d2o`, or a baseline: `naysay compare` trains several on the same rows."""
@@ -75,6 +79,8 @@ class D2OTraining(_Objective):
 
 class NPOTraining(_Objective):
     """Negative preference optimization."""
+
+    references_read: ClassVar[tuple[str, ...]] = ("positive",)
 
     objective: Literal["npo"] = "npo"
     """Which objective this is."""
@@ -128,6 +134,8 @@ class UnlikelihoodTraining(_Objective):
 class KTONegativeTraining(_Objective):
     """The undesirable side of KTO."""
 
+    references_read: ClassVar[tuple[str, ...]] = ("positive",)
+
     objective: Literal["kto_negative"] = "kto_negative"
     """Which objective this is."""
 
@@ -140,6 +148,8 @@ class KTONegativeTraining(_Objective):
 class BCONegativeTraining(_Objective):
     """The undesirable side of BCO."""
 
+    references_read: ClassVar[tuple[str, ...]] = ("positive",)
+
     objective: Literal["bco_negative"] = "bco_negative"
     """Which objective this is."""
 
@@ -149,6 +159,8 @@ class BCONegativeTraining(_Objective):
 
 class ULMANegativeTraining(_Objective):
     """The negative part of ULMA."""
+
+    references_read: ClassVar[tuple[str, ...]] = ("positive",)
 
     objective: Literal["ulma_negative"] = "ulma_negative"
     """Which objective this is."""
@@ -163,6 +175,7 @@ class AltPOTraining(_Objective):
     """One sigmoid for each self-generated answer."""
 
     anchors_read: ClassVar[AnchorUse] = "all"
+    references_read: ClassVar[tuple[str, ...]] = ("positive", "negative")
 
     objective: Literal["altpo"] = "altpo"
     """Which objective this is."""
@@ -187,6 +200,7 @@ class DPOSelfTraining(_Objective):
     """DPO with one self-generated answer as the positive."""
 
     anchors_read: ClassVar[AnchorUse] = "first"
+    references_read: ClassVar[tuple[str, ...]] = ("positive", "negative")
 
     objective: Literal["dpo_self"] = "dpo_self"
     """Which objective this is."""
@@ -202,6 +216,8 @@ class _Paired(_Objective):
 class DPOTraining(_Paired):
     """DPO; needs human-chosen answers."""
 
+    references_read: ClassVar[tuple[str, ...]] = ("positive", "negative")
+
     objective: Literal["dpo"] = "dpo"
     """Which objective this is."""
 
@@ -211,6 +227,8 @@ class DPOTraining(_Paired):
 
 class IPOTraining(_Paired):
     """IPO; needs human-chosen answers."""
+
+    references_read: ClassVar[tuple[str, ...]] = ("positive", "negative")
 
     objective: Literal["ipo"] = "ipo"
     """Which objective this is."""

@@ -10,7 +10,7 @@ from naysay.config.data import DataConfig
 from naysay.config.evaluation import EvaluationConfig
 from naysay.config.model import ModelConfig
 from naysay.config.objectives import D2OTraining, TrainingConfig
-from naysay.config.references import ReferencesConfig
+from naysay.config.references import INITIAL, ReferencesConfig
 from naysay.config.sampling import SamplingConfig
 
 
@@ -35,4 +35,20 @@ class RunConfig(Section):
                 f"anchors.schedule is online, but training.objective {self.training.objective!r} reads no anchors; "
                 "use anchors.schedule: offline, or an objective that reads them"
             )
+        if self.anchors.acceptable_share > 0.0 and self.training.anchors_read != "all":
+            raise ValueError(
+                f"anchors.acceptable_share is {self.anchors.acceptable_share:g}, but training.objective "
+                f"{self.training.objective!r} reads {_ANCHORS_READ[self.training.anchors_read]}; leave it at 0, or use "
+                "an objective that reads all anchors (d2o, altpo)"
+            )
+        for role in ("positive", "negative"):
+            name = getattr(self.references, role)
+            if name != INITIAL and role not in self.training.references_read:
+                raise ValueError(
+                    f"references.{role} is {name!r}, but the gradient of training.objective "
+                    f"{self.training.objective!r} does not depend on it; leave it out"
+                )
         return self
+
+
+_ANCHORS_READ = {"none": "no anchors", "first": "the first own anchor alone"}

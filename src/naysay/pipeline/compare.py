@@ -155,7 +155,7 @@ class _Session:
         choice = choose(candidates, self.plan.config.evaluation.kl_bound, self.plan.steps / self.plan.tuning_steps)
         figures = [asdict(candidate) for candidate in candidates]
         if choice is None:
-            self.on_event(RunEvent("chosen", objective, text="no learning rate: the loss was not finite with any"))
+            self.on_event(RunEvent("chosen", objective, text="none: the loss was not finite with any"))
             return RateChoice(None, "every run diverged", False, figures)
         self.on_event(RunEvent("chosen", objective, text=f"{choice.learning_rate:g}: {choice.reason}"))
         return RateChoice(choice.learning_rate, choice.reason, choice.at_edge, figures)

@@ -75,8 +75,11 @@ def choose(candidates: Sequence[Candidate], kl_bound: float, budget_ratio: float
     passing = [candidate for candidate in alive if candidate.qualifies(kl_bound, budget_ratio)]
     if not passing:
         best = min(alive, key=lambda c: (math.inf if c.kl is None else c.kl, c.learning_rate))
-        shown = "not measured" if best.kl is None else f"{best.kl:.3f}"
-        reason = f"smallest KL to base ({shown} nats/token): no rate is within the bounds"
+        reason = (
+            "smallest rate: no KL to base could be measured"
+            if best.kl is None
+            else f"smallest KL to base ({best.kl:.3f} nats/token): no rate is within the bounds"
+        )
     else:
         name = "separation" if any(c.separation is not None for c in passing) else "margin"
         best = max(passing, key=lambda c: (_or_lowest(getattr(c, name)), -c.learning_rate))

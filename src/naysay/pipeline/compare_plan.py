@@ -161,8 +161,9 @@ def make_plan(
         if value < 1:
             raise ConfigError(f"{option} {value}: expected at least 1")
     rates = tuple(sorted(learning_rates)) if learning_rates is not None else None
-    if rates is not None and (not rates or min(rates) <= 0.0 or len({f"{rate:g}" for rate in rates}) < len(rates)):
-        raise ConfigError(f"--learning-rates {','.join(f'{r:g}' for r in rates)}: expected different numbers above 0")
+    if rates is not None and not _usable_rates(rates):
+        given = ",".join(f"{rate:g}" for rate in learning_rates or ())
+        raise ConfigError(f"--learning-rates {given}: expected different numbers above 0, e.g. 3e-5,1e-4,3e-4")
     if config.evaluation.benign_generations == 0:
         raise ConfigError(
             "evaluation.benign_generations is 0, and the KL to base is measured on them; learning rates are chosen by "
@@ -174,6 +175,11 @@ def make_plan(
     for spec in every_kind_of_run(plan):
         plan.run_config(spec)
     return plan
+
+
+def _usable_rates(rates: Sequence[float]) -> bool:
+    different = len({f"{rate:g}" for rate in rates}) == len(rates)
+    return bool(rates) and different and all(rate > 0.0 and math.isfinite(rate) for rate in rates)
 
 
 def every_kind_of_run(plan: Plan) -> Iterator[RunSpec]:
@@ -213,9 +219,11 @@ def check_saved_plan(path: Path, plan: Plan) -> bool:
         raise RunDirectoryError(f"{path}: expected the settings of a comparison; choose another --out")
     changes = changed_leaves(saved, plan.values())
     if changes:
+        begun = any((path.parent / name).exists() for name in ("tune", "runs"))
+        way = "choose another --out" if begun else f"remove {path.parent} (nothing is trained there yet)"
         raise RunDirectoryError(
             f"{path.parent}: this comparison has other settings ({describe(changes)}); "
-            "give those of the comparison again, or choose another --out"
+            f"give those of the comparison again, or {way}"
         )
     return True
 

@@ -18,7 +18,8 @@ def read_run(spec: RunSpec, run: RunDirectory, groups_per_step: int) -> Finished
     """What the comparison needs of a finished run; prompts and curves only of those that are compared."""
     manifests = _own_manifests(run)
     counts = manifests["train"].counts
-    groups = groups_trained(counts["groups"]["trained"], groups_per_step, counts["steps"])
+    usable = counts["groups"]["trained"] + counts["groups"].get("not_reached", 0)
+    groups = groups_trained(usable, groups_per_step, counts["steps"])
     final = spec.phase == "final"
     return FinishedRun(
         name=spec.name,

@@ -4,7 +4,7 @@ from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import read_records
 from naysay.config.references import INITIAL
 from naysay.config.run import RunConfig
-from naysay.errors import DataError
+from naysay.errors import DataError, ModelError, NaysayError
 from naysay.records import Acceptable, Prompt
 
 
@@ -23,8 +23,19 @@ def check_settings(config: RunConfig) -> None:
     if references:
         from naysay.modeling.loading import resolve
 
-        for name in sorted(references):
-            resolve(name)
+        for role in ("positive", "negative"):
+            name = getattr(config.references, role)
+            if name == INITIAL:
+                continue
+            try:
+                folder = resolve(name)
+            except NaysayError as error:
+                raise type(error)(f"references.{role}: {error}") from error
+            if not any((folder / kind).exists() for kind in ("config.json", "adapter_config.json")):
+                raise ModelError(
+                    f"references.{role}: {folder} has neither config.json nor adapter_config.json; expected a model "
+                    "or a folder with a peft adapter"
+                )
 
 
 def check_split(config: RunConfig, run: RunDirectory) -> None:
@@ -52,7 +63,8 @@ def check_objective(config: RunConfig, run: RunDirectory) -> None:
     if not (training.needs_chosen or training.needs_normal or share):
         return
     splits = {prompt.prompt_id: prompt.split for prompt in read_records(run.prompts, Prompt)}
-    answered = {splits[answer.prompt_id] for answer in read_records(run.acceptable, Acceptable)}
+    with_answer = {answer.prompt_id for answer in read_records(run.acceptable, Acceptable)}
+    answered = {splits[prompt_id] for prompt_id in with_answer}
     if training.needs_chosen and "train" not in answered:
         raise DataError(
             f"{config.data.path}: training.objective {training.objective!r} needs answers that people preferred "
@@ -68,11 +80,22 @@ def check_objective(config: RunConfig, run: RunDirectory) -> None:
             f"{config.data.path}: training.objective {training.objective!r} needs benign prompts with answers, found "
             "none; give a file with prompt and chosen as data.benign, or use an objective that needs none (d2o)"
         )
+    if training.needs_normal and sum(split == "benign" for split in splits.values()) < 2:
+        raise DataError(
+            f"{config.data.path}: training.objective {training.objective!r} trains on every second benign prompt and "
+            "found one; expected at least 2, so that one is left to measure the KL to base on; raise data.limit.benign"
+        )
 
 
 def warnings(config: RunConfig) -> list[str]:
     """What a config asks for that is allowed and most likely not meant, one line each."""
-    if config.anchors.strictly_on_policy:
+    anchors, steps = config.anchors, config.training.max_steps
+    if anchors.schedule == "online" and steps is not None and max(anchors.warmup_steps, 1) >= steps:
+        return [
+            f"anchors.schedule is online, but no anchor is redrawn: training ends after {steps} steps and the first "
+            f"refresh comes after step {max(anchors.warmup_steps, 1)}; lower anchors.warmup_steps"
+        ]
+    if anchors.strictly_on_policy:
         return [
             "strictly on-policy anchors (refresh_every 1, refresh_fraction 1, no instruction) have no first-order "
             "gradient, since E[grad log pi] = 0 under pi itself: what holds the model back is then about 2K/beta times "

@@ -105,6 +105,7 @@ def assemble(subject: Subject, choices: Mapping[str, RateChoice], runs: Sequence
             differences[name],
             table[name],
             kl_bound=subject.kl_bound,
+            reference_values=table[subject.reference],
             diverged=_diverged(name, final),
         )
         for name in differences
@@ -113,7 +114,9 @@ def assemble(subject: Subject, choices: Mapping[str, RateChoice], runs: Sequence
         "schema_version": SCHEMA_VERSION,
         "naysay_version": subject.version,
         "command": subject.command,
-        "headline": headline(subject.reference, judgements),
+        "headline": headline(
+            subject.reference, judgements, reference_diverged=bool(_diverged(subject.reference, final))
+        ),
         "reference": subject.reference,
         "primary": primary(table[subject.reference]),
         "kl_bound": subject.kl_bound,

@@ -12,7 +12,7 @@ Comparison = Mapping[str, Any]
 _CHOICE: tuple[tuple[str, str, Style], ...] = (
     ("separation", "Separation", "signed"),
     ("margin", "Margin", "signed"),
-    ("kl", "KL, larger way", "plain"),
+    ("kl", "KL so far, larger way", "plain"),
     ("degenerate_rise", "Degenerate, change", "points"),
 )
 _EVERY_RUN = ("separation", "margin", "kl_base_to_tuned", "kl_tuned_to_base", "degenerate", "benign")
@@ -31,7 +31,7 @@ def results(comparison: Comparison) -> Table:
         shown_n = " to ".join(str(n) for n in dict.fromkeys((sizes[0], sizes[-1]))) if sizes else "0"
         rows.append(Row(measure.name, (shown, *cells, shown_n), measure.note))
     foot = (
-        f"Over all {comparison['settings']['seeds']} seeds, with 95 % intervals over prompts; n counts prompts. A "
+        f"Over all seeds ({comparison['settings']['seeds']}), with 95 % intervals over prompts; n counts prompts. A "
         "log-ratio is the change of log-prob against the base model, whose own is 0 by definition."
     )
     names = [f"{name} (reference)" if name == comparison["reference"] else name for name in objectives]
@@ -96,11 +96,12 @@ def choices(comparison: Comparison) -> Table:
                     item["reason"] if taken else "",
                 )
             )
-    bound = comparison["kl_bound"]
     foot = (
-        f"The same rule for all: among the rates whose KL to base (the larger way) is at most {bound:g} nats/token "
-        "and whose degenerate answers rose by at most 5 points, the largest separation (the largest margin where there "
-        "are no acceptable answers); if there is none, the smallest KL; of equal ones the smaller rate."
+        "The same rule for all: among the rates whose KL to base (the larger way) is expected to be at most "
+        f"{comparison['kl_bound']:g} nats/token after the whole budget (it is taken to grow with the square of the "
+        "steps: x 4 from half of them) and whose degenerate answers rose by at most 5 points, the largest separation "
+        "(the largest margin where there are no acceptable answers); if there is none, the smallest KL; of equal ones "
+        "the smaller rate."
     )
     headers = ("Objective, learning rate", *(name for _, name, _ in _CHOICE), "")
     return Table("Learning rates, on the dev split with half the steps", headers, rows, foot)

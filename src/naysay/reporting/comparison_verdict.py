@@ -59,18 +59,20 @@ def judge(
     values: Mapping[str, Any],
     *,
     kl_bound: float,
+    reference_values: Mapping[str, Any],
     diverged: str = "",
 ) -> Judgement:
     """Compare an objective with the reference.
 
     1. diverged: a seed ended with a loss that is not finite.
-    2. better (worse): the primary measure is, and no cost goes the other way; a KL above `kl_bound` is a cost.
+    2. better (worse): the primary measure is, and no cost goes the other way; a KL above `kl_bound` is a cost, unless
+       the reference's own is above it too.
     3. mixed: the primary measure is better or worse, and some cost goes the other way.
     4. no_evidence: the interval of the primary measure contains 0, whatever the costs are.
 
     Args:
         differences: key of a measure -> estimate of objective minus reference, with `by_seed`.
-        values: key of a measure -> estimate of the objective.
+        values, reference_values: key of a measure -> estimate of the objective, and of the reference.
         diverged: where the objective did, in words.
     """
     if diverged:
@@ -78,10 +80,10 @@ def judge(
     key = primary(differences)
     found = claim(BY_KEY[key], differences.get(key))
     gains, losses = _costs(differences, "better"), _costs(differences, "worse")
-    above = _above_bound(values, kl_bound)
+    above, reference_above = _above_bound(values, kl_bound), _above_bound(reference_values, kl_bound)
     label: Label = "no_evidence"
     if found == "better":
-        label = "mixed" if losses or above else "better"
+        label = "mixed" if losses or (above and not reference_above) else "better"
     elif found == "worse":
         label = "mixed" if gains else "worse"
     parts = [f"{objective}: {NAMES[label]}{'' if label == 'no_evidence' else f' than {reference}'}"]
@@ -96,12 +98,18 @@ def judge(
         parts.append("no acceptable answers, so by the margin, which D²O itself is trained on")
     parts += [f"better: {_listed(gains, differences)}"] if gains else []
     parts += [f"worse: {_listed(losses, differences)}"] if losses else []
-    parts += [above] if above else []
+    parts += [f"its {above}"] if above else []
+    parts += [f"{reference}'s own {reference_above}"] if reference_above else []
     return Judgement(label, "; ".join(parts) + ".")
 
 
-def headline(reference: str, judgements: Mapping[str, Judgement]) -> str:
+def headline(reference: str, judgements: Mapping[str, Judgement], *, reference_diverged: bool = False) -> str:
     """One line for all: `Compared with d2o: worse: npo, ga; no evidence of a difference: altpo.`"""
+    if reference_diverged:
+        return (
+            f"{reference} itself diverged, so there is little or nothing to compare with; try smaller learning rates "
+            "(--learning-rates)."
+        )
     groups = []
     for label, name in NAMES.items():
         members = [objective for objective, judgement in judgements.items() if judgement.label == label]
@@ -126,7 +134,7 @@ def _costs(differences: Mapping[str, Any], wanted: Claim) -> list[str]:
 def _above_bound(values: Mapping[str, Any], kl_bound: float) -> str:
     found = [(values.get(key) or {}).get("value") for key in ("kl_base_to_tuned", "kl_tuned_to_base")]
     largest = max((kl for kl in found if kl is not None), default=0.0)
-    return f"its KL to base, {number(largest, 'plain')}, is above the bound {kl_bound:g}" if largest > kl_bound else ""
+    return f"KL to base, {number(largest, 'plain')}, is above the bound {kl_bound:g}" if largest > kl_bound else ""
 
 
 def _listed(keys: Sequence[str], differences: Mapping[str, Any]) -> str:

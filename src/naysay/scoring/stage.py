@@ -1,6 +1,7 @@
 """Stage `score`: classes every anchor and selects the ones that are trained on."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import read_records, write_records
 from naysay.config.run import RunConfig
 from naysay.errors import DataError
-from naysay.judging.select import score_anchor, select_anchors
+from naysay.judging.select import DEGENERATE, EMPTY, score_anchor, select_anchors
 from naysay.records import Anchor, Negative
 
 VERSION = 1
@@ -49,10 +50,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     kept = sum(len(selection.kept) for selection in selections)
     if kept == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
-        raise DataError(
-            f"{run.anchors}: no anchor of {len(scores)} is usable ({reasons}); "
-            "lower anchors.temperature, raise anchors.max_new_tokens, or relax anchors.filters"
-        )
+        raise DataError(f"{run.anchors}: no anchor of {len(scores)} is usable ({reasons}); {_remedy(dropped)}")
     write_records(run.scores, scores)
     write_records(run.selection, selections)
     return {
@@ -64,3 +62,13 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             "without_anchor": sum(not selection.kept for selection in selections),
         },
     }
+
+
+def _remedy(dropped: Mapping[str, int]) -> str:
+    """What to change where no anchor is left."""
+    if set(dropped) <= {EMPTY, DEGENERATE}:
+        return (
+            "the model writes nothing that can be trained on: lower anchors.temperature, raise anchors.max_new_tokens, "
+            "or check model.name and its chat template"
+        )
+    return "lower anchors.temperature, raise anchors.max_new_tokens, or relax anchors.filters"

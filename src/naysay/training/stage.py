@@ -242,8 +242,15 @@ def _counts(
     encoded = trainer.encoding_counts["train"]
     accepted = sum(group["accepted"] for group in groups)
     share = sum(group["accepted_share"] for group in groups) / len(groups)
+    args = trainer.args
+    seen = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    beyond = max(encoded.groups - seen, 0)
     return {
-        "groups": {"in": encoded.rows, "trained": encoded.groups},
+        "groups": {
+            "in": encoded.rows,
+            "trained": encoded.groups - beyond,
+            **({"not_reached": beyond} if beyond else {}),
+        },
         "dropped": dict(sorted(encoded.dropped.items())),
         "negatives": encoded.negatives,
         "anchors": sum(group["anchors"] for group in groups),

@@ -1,0 +1,42 @@
+"""What is said before the first stage: references that are not there, schedules that never act."""
+
+import pytest
+
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.artifacts.store import write_records
+from naysay.config import load_config
+from naysay.errors import DataError, InputNotFoundError, ModelError
+from naysay.pipeline.preflight import check_objective, check_settings, warnings
+from naysay.records import Acceptable, Prompt
+
+
+def test_a_reference_that_is_not_there_is_named_by_its_key(tmp_path):
+    with pytest.raises(InputNotFoundError, match=r"references\.negative: model .*nowhere"):
+        check_settings(load_config(None, [f"references.negative={tmp_path}/nowhere"]))
+    with pytest.raises(ModelError, match=r"references\.positive: .* has neither config\.json nor adapter_config\.json"):
+        check_settings(load_config(None, [f"references.positive={tmp_path}"]))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    check_settings(load_config(None, [f"references.positive={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first"), [(["training.max_steps=4"], 4), (["training.max_steps=1", "anchors.warmup_steps=0"], 1)]
+)
+def test_a_schedule_that_redraws_nothing_is_said(overrides, first):
+    (line,) = warnings(load_config(None, ["anchors.schedule=online", *overrides]))
+    assert f"no anchor is redrawn: training ends after {first} steps and the first refresh comes after step" in line
+    assert warnings(load_config(None, ["anchors.schedule=online", "training.max_steps=5"])) == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_normal_data_leave_a_benign_prompt_to_the_evaluation(tmp_path, count):
+    run = RunDirectory(tmp_path)
+    prompts = [Prompt(f"p{i}", ({"role": "user", "content": "Tea?"},), "data", "benign") for i in range(count)]
+    write_records(run.prompts, prompts)
+    write_records(run.acceptable, [Acceptable(f"a{i}", f"p{i}", "Green tea.") for i in range(count)])
+    config = load_config(None, ["training.objective=llmu"])
+    if count == 2:
+        check_objective(config, run)
+        return
+    with pytest.raises(DataError, match="found one; expected at least 2"):
+        check_objective(config, run)
