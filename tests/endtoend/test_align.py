@@ -74,7 +74,9 @@ def test_the_counts_add_up(finished):
     assert counts["ingest"]["rows"]["in"] == 16
     assert sampled["anchors"] == 3 * sum(sampled["prompts"].values()) == scored["in"]
     assert scored["in"] == scored["kept"] + sum(scored["dropped"].values())
-    assert trained["groups"]["trained"] == trained["groups"]["in"] - sum(trained["dropped"].values())
+    groups = trained["groups"]
+    assert groups["in"] == groups["trained"] + groups["not_reached"] + sum(trained["dropped"].values())
+    assert groups["trained"] == 2 * trained["steps"] == 8  # 2 groups a step
     assert counts["evaluate"]["generations"] == {"base": 4, "tuned": 4}
 
 
