@@ -10,7 +10,7 @@ OUT ?= runs/demo
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install install-dev demo test check format clean
+.PHONY: install install-dev demo test check bench bench-quick format clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,13 @@ check: install-dev
 	$(BIN)/basedpyright --warnings
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/check_docs.py
+
+# Speed and memory beside TRL and beside our own slow paths; nothing else should run meanwhile.
+bench: install-dev
+	$(BIN)/python -m benchmarks.run --out benchmarks/results/performance.json
+
+bench-quick: install-dev
+	$(BIN)/python -m benchmarks.run --quick
 
 format: install-dev
 	$(BIN)/ruff format

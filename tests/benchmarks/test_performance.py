@@ -1,0 +1,123 @@
+"""The performance benchmark: rivals compute one gradient, FLOPs are counted by hand, ratios are of paired steps."""
+
+import pytest
+import torch
+
+from benchmarks import run, steppers
+from conftest import make_model, make_tokenizer
+from naysay.config.model import ModelConfig
+
+CASE = steppers.Case(prompt=5, answer=3, k=2)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Every implementation trains a copy of one random model; its gradients are kept."""
+    models = []
+
+    def load(config):
+        assert config == ModelConfig()
+        models.append(make_model())
+        return models[-1]
+
+    monkeypatch.setattr(steppers, "load_model", load)
+    monkeypatch.setattr(steppers, "load_tokenizer", lambda config: make_tokenizer())
+    monkeypatch.setattr(steppers, "group_of", lambda case: ([5, 9, 11, 3, 8], [[7, 6, 4], [1, 2, 3], [9, 9, 4]]))
+    return models
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_the_rivals_compute_the_gradient_of_the_same_group(tiny):
+    found = []
+    for name in ("naysay", "unshared", "one at a time"):
+        torch.manual_seed(0)
+        steppers.make_step(name, CASE)()
+        found.append(gradients(tiny[-1]))
+    assert len(found[0]) > 10
+    # The trainer's weight is sigma(-margin), which is not 1/2 away from the reference; the direction is the same.
+    ours = torch.cat([g.flatten() for g in found[0].values()])
+    for other in found[1:]:
+        theirs = torch.cat([g.flatten() for g in other.values()])
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.9999
+    assert torch.allclose(
+        torch.cat([g.flatten() for g in found[1].values()]),
+        torch.cat([g.flatten() for g in found[2].values()]),
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match="no implementation 'nothing'"):
+        steppers.make_step("nothing", CASE)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_trl_steps_through_the_pairs_of_the_group(tiny):
+    pytest.importorskip("trl", reason="TRL is not installed; pip install -c constraints.txt -e '.[parity]'")
+    torch.manual_seed(0)
+    steppers.make_step("trl:2", CASE)()
+    assert len(gradients(tiny[-1])) > 10
+
+
+def test_flops_by_hand(tiny):
+    model = make_model()
+    body = sum(p.numel() for name, p in model.named_parameters() if "proj" in name)
+    found = steppers.needed_flops(CASE)
+    assert CASE.tokens == 5 + 3 * 3
+    assert found["body"] == 4 * body * 14
+    assert found["head"] == 4 * 259 * 32 * 9
+    # Allowed pairs: 15 of the prompt, and of each answer 3 x 5 to the prompt and 6 to itself.
+    assert found["attention"] == 12 * (15 + 3 * (15 + 6)) * 32 * 2
+
+
+def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch, capsys):
+    steps = {
+        "naysay": iter([(1.0, 100), (2.0, 120)]),
+        "one at a time": iter([(4.0, 300), (6.0, 400)]),
+    }
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            return self.name
+
+        def __exit__(self, *error):
+            return None
+
+    monkeypatch.setattr(run, "worker", lambda name, case, threads: Fake(name))
+    monkeypatch.setattr(run, "ask", lambda name: dict(zip(("seconds", "peak_bytes"), next(steps[name]), strict=True)))
+    monkeypatch.setattr(run, "matmul_rate", lambda threads: 1e9)
+    monkeypatch.setattr(run, "needed_flops", lambda case: {"body": 7.5e8})
+    found = run.race(run.Race(CASE, "one at a time", at_least=3.6, memory_at_most=0.3), repeats=2, threads=1)
+    assert found["ratio"] == 3.5
+    assert found["ratio_range"] == [3.0, 4.0]
+    assert found["memory_ratio"] == 0.3
+    assert found["share_of_matmul_rate"] == pytest.approx(0.5)
+    assert not found["met"]
+    assert "target 3.6x, NOT MET" in capsys.readouterr().out
+
+
+def test_wrong_sections_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--sections", "step,speed"])
+    assert "no section speed; there are step, score, sample, command" in capsys.readouterr().err
+
+
+def test_the_peer_gets_the_batch_size_that_was_found_for_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "PEER_SETTINGS", tmp_path / "peer.json")
+    assert run.peer_batch(CASE) == 2
+    seconds = iter([3.0, 1.0])
+
+    class Fake:
+        def __enter__(self):
+            return None
+
+        def __exit__(self, *error):
+            return None
+
+    monkeypatch.setattr(run, "worker", lambda name, case, threads: Fake())
+    monkeypatch.setattr(run, "ask", lambda connection: {"seconds": next(seconds)})
+    run.tune_peer([run.Race(CASE, "trl", 1.0), run.Race(CASE, "one at a time", 1.0)], threads=1)
+    assert run.peer_batch(CASE) == 2
