@@ -77,8 +77,8 @@ class _FrozenLinearLogps(torch.autograd.Function):
         return logp_M
 
     @staticmethod
-    @once_differentiable  # pyright: ignore[reportIncompatibleMethodOverride]  it hides the parameters' names
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    @once_differentiable  # which hides the parameters' names
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (direction_MD,) = ctx.saved_tensors
         return grads[0][:, None].to(direction_MD.dtype) * direction_MD, None, None, None
 
