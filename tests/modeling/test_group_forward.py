@@ -1,5 +1,6 @@
 """Shared prompt == one sequence at a time: log-probs and gradients, over architectures, with ragged groups."""
 
+import copy
 import logging
 import weakref
 
@@ -129,6 +130,20 @@ def test_plain_use_of_the_model_is_unchanged():
     enable_group_forward(model)
     assert torch.equal(model(input_ids=ids).logits, before)
     assert model.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape[1] >= 4
+
+
+def test_a_model_made_from_the_config_of_one_in_use_shares_its_prompts_too():
+    from transformers import AutoModelForCausalLM
+
+    first = make_model()
+    enable_group_forward(first)
+    second = AutoModelForCausalLM.from_config(copy.deepcopy(first.config)).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    logits = second(input_ids=ids).logits
+    assert enable_group_forward(second)
+    assert second._naysay.masks == "branches"
+    assert torch.equal(second(input_ids=ids).logits, logits)
+    assert "_attn_implementation" not in first.config.to_dict()
 
 
 def test_prompt_tuning_is_refused():

@@ -287,6 +287,8 @@ def _why_not_shared(lm: Any) -> str:
     """Empty where a shared prompt gives the log-probs of the model's own forward on random groups."""
     config = lm.config.get_text_config()
     attention = getattr(lm.config, "_attn_implementation", None)
+    if attention == branch_attention.NAME:  # a config that was copied from a model in use
+        attention = "sdpa"
     if attention not in _DENSE_MASK_ATTENTION:
         return f"attn_implementation={attention!r} takes no dense mask (use attn_implementation='sdpa')"
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
