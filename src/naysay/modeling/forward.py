@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _DENSE_MASK_ATTENTION = {"sdpa", "eager"}
 _CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _CHECK_TOLERANCE_HALF = 0.25
+# The most logits that exist at a time: 32 MB in float32 on a CPU, 256 MB elsewhere.
 _LOGITS = {"cpu": 2**23, "other": 2**26}
 
 
