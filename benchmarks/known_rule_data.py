@@ -1,7 +1,7 @@
 """The model's own answers, and the training rows that a rule makes of them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,7 +73,6 @@ def draw_own(
     description: str,
 ) -> list[list[OwnAnswer]]:
     """`draws` answers to each prompt, without instruction; what is below `folder` already is not drawn again."""
-    settings = SamplingSettings(TEMPERATURE, TOP_K, TOP_P, max_new_tokens)
     places = [(prompt, index) for prompt in prompts for index in range(draws)]
     requests = [Request(prompt_ids(tokenizer, p), row_seed(seed, p.prompt_id, i, round)) for p, i in places]
 
@@ -83,17 +82,23 @@ def draw_own(
         row = {"prompt_id": prompt.prompt_id, "index": index, "token_ids": response.token_ids, "text": text}
         return row | {"finish": response.finish}
 
-    rows = draw(
-        sampler,
-        requests,
-        settings,
-        batch_size=BATCH,
-        parts=folder / plan_digest(requests, settings, BATCH)[:16],
-        description=description,
-        to_row=to_row,
-    )
+    rows = _draw(sampler, requests, max_new_tokens, folder, description, to_row)
     answers = [OwnAnswer(**{**row, "token_ids": tuple(row["token_ids"])}) for row in rows]
     return [answers[i * draws : (i + 1) * draws] for i in range(len(prompts))]
+
+
+def _draw(
+    sampler: Sampler,
+    requests: Sequence[Request],
+    max_new_tokens: int,
+    folder: Path,
+    description: str,
+    to_row: Callable[[int, Response], dict[str, Any]],
+) -> list[Any]:
+    """Answers to the requests with the benchmark's settings; what is below `folder` already is not drawn again."""
+    settings = SamplingSettings(TEMPERATURE, TOP_K, TOP_P, max_new_tokens)
+    parts = folder / plan_digest(requests, settings, BATCH)[:16]
+    return draw(sampler, requests, settings, batch_size=BATCH, parts=parts, description=description, to_row=to_row)
 
 
 def prompt_ids(tokenizer: Any, prompt: RulePrompt) -> tuple[int, ...]:
@@ -262,15 +267,13 @@ def reworded_answers(
         )
         for prompt_id, index, asked in places
     ]
-    sampling = SamplingSettings(TEMPERATURE, TOP_K, TOP_P, settings.max_new_tokens)
-    drawn = draw(
+    drawn = _draw(
         sampler,
         requests,
-        sampling,
-        batch_size=BATCH,
-        parts=folder / plan_digest(requests, sampling, BATCH)[:16],
-        description=f"{column} in own words",
-        to_row=lambda number, response: {"prompt_id": places[number][0], "ids": response.token_ids},
+        settings.max_new_tokens,
+        folder,
+        f"{column} in own words",
+        lambda number, response: {"prompt_id": places[number][0], "ids": response.token_ids},
     )
     found: dict[str, list[list[int]]] = {row["prompt_id"]: [] for row in rows}
     for row in drawn:

@@ -40,7 +40,10 @@ def layout_groups(groups: Sequence[TokenGroup], *, pad_id: int = 0) -> GroupBatc
     """
     rows = _rows(groups)
     width = max(len(row.ids) for row in rows)
-    pad = lambda values, fill: values + [fill] * (width - len(values))  # noqa: E731
+
+    def pad(values: list[int], fill: int) -> list[int]:
+        return values + [fill] * (width - len(values))
+
     return _batch(
         groups,
         rows,

@@ -19,23 +19,24 @@ def check_settings(config: RunConfig) -> None:
         from naysay.training.config import check_trainer_args
 
         check_trainer_args(config.training.trainer_args)
-    references = {config.references.positive, config.references.negative} - {INITIAL}
-    if references:
-        from naysay.modeling.loading import resolve
+    for role in ("positive", "negative"):
+        name = getattr(config.references, role)
+        if name != INITIAL:
+            _check_reference(role, name)
 
-        for role in ("positive", "negative"):
-            name = getattr(config.references, role)
-            if name == INITIAL:
-                continue
-            try:
-                folder = resolve(name)
-            except NaysayError as error:
-                raise type(error)(f"references.{role}: {error}") from error
-            if not any((folder / kind).exists() for kind in ("config.json", "adapter_config.json")):
-                raise ModelError(
-                    f"references.{role}: {folder} has neither config.json nor adapter_config.json; expected a model "
-                    "or a folder with a peft adapter"
-                )
+
+def _check_reference(role: str, name: str) -> None:
+    from naysay.modeling.loading import resolve
+
+    try:
+        folder = resolve(name)
+    except NaysayError as error:
+        raise type(error)(f"references.{role}: {error}") from error
+    if not any((folder / kind).exists() for kind in ("config.json", "adapter_config.json")):
+        raise ModelError(
+            f"references.{role}: {folder} has neither config.json nor adapter_config.json; expected a model or a "
+            "folder with a peft adapter"
+        )
 
 
 def check_split(config: RunConfig, run: RunDirectory) -> None:
