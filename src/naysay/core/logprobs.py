@@ -14,7 +14,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from naysay.core.products import frozen_linear
+
 Head = Callable[[Tensor], Tensor]
+
+_STREAMED = 1024
+"""Tokens under which a frozen head's vocabulary goes by; more make the products no faster."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,17 @@ class FrozenLinear:
         logits = F.linear(hidden, self.weight, self.bias)
         return logits if self.scale == 1.0 else logits * self.scale
 
+    def untraced(self, hidden: Float[Tensor, "C D"]) -> Float[Tensor, "C V"]:
+        """The logits, for use inside an autograd function."""
+        logits = frozen_linear(hidden, self.weight, self.bias)
+        return logits if self.scale == 1.0 else logits.mul_(self.scale)
+
+    def block(self, first: int, after: int) -> "FrozenLinear":
+        """The head of the tokens `first` to before `after`; nothing is copied."""
+        return FrozenLinear(
+            self.weight[first:after], None if self.bias is None else self.bias[first:after], self.scale
+        )
+
 
 def token_logps(
     hidden: Float[Tensor, "M D"], targets: Int[Tensor, " M"], head: Head, *, chunk: int
@@ -41,12 +57,13 @@ def token_logps(
     `head` maps hidden states [C, D] to logits [C, V]. At most `chunk` x V logits exist at any time: each chunk's are
     freed at once and, where a gradient is asked for, computed again in the backward pass. A `FrozenLinear` head needs
     no second time: each token has one upstream gradient, a number, so the direction d log π / d hidden [M, D] is found
-    while the logits are there (2 matrix products a chunk in place of 3).
+    while the logits are there (2 matrix products in place of 3), and as many logits are taken block by block of the
+    vocabulary.
     """
     if hidden.shape[0] == 0:
         return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
     keep_graph = torch.is_grad_enabled() and hidden.requires_grad
-    if keep_graph and isinstance(head, FrozenLinear):
+    if isinstance(head, FrozenLinear):
         found: Tensor = _FrozenLinearLogps.apply(hidden, targets, head, chunk)  # type: ignore[assignment]
         return found
     parts = []
@@ -68,12 +85,14 @@ class _FrozenLinearLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: FrozenLinear, chunk: int) -> Tensor:
+        direction, logits = ctx.needs_input_grad[0], chunk * len(head.weight)
         found = [
-            _logps_and_directions(hidden_CD, target_C, head)
-            for hidden_CD, target_C in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+            _stream(hidden_CD, target_C, head, logits=logits, direction=direction)
+            for hidden_CD, target_C in zip(hidden.split(_STREAMED), targets.split(_STREAMED), strict=True)
         ]
         logp_M, direction_MD = map(torch.cat, zip(*found, strict=True))
-        ctx.save_for_backward(direction_MD)
+        if direction:
+            ctx.save_for_backward(direction_MD)
         return logp_M
 
     @staticmethod
@@ -83,16 +102,39 @@ class _FrozenLinearLogps(torch.autograd.Function):
         return grads[0][:, None].to(direction_MD.dtype) * direction_MD, None, None, None
 
 
-def _logps_and_directions(hidden_CD: Tensor, target_C: Tensor, head: FrozenLinear) -> tuple[Tensor, Tensor]:
-    """(log π(target) [C], its gradient by the hidden states [C, D]); one [C, V] tensor, worked on in place."""
-    logits_CV = _at_least_float32(head(hidden_CD))
-    target_logit_C1 = logits_CV.gather(1, target_C[:, None])
-    largest_C1 = logits_CV.amax(-1, keepdim=True)
-    unnormalised_CV = logits_CV.sub_(largest_C1).exp_()
-    total_C1 = unnormalised_CV.sum(-1, keepdim=True)
-    mean_CD = (unnormalised_CV.to(head.weight.dtype) @ head.weight) / total_C1
-    direction_CD = (head.weight[target_C] - mean_CD) * head.scale
-    return (target_logit_C1 - largest_C1 - total_C1.log())[:, 0], direction_CD.to(hidden_CD.dtype)
+def _stream(
+    hidden_CD: Tensor, target_C: Tensor, head: FrozenLinear, *, logits: int, direction: bool
+) -> tuple[Tensor, Tensor]:
+    """(log π(target) [C], its gradient by the hidden states [C, D], or nothing); the vocabulary goes by in blocks, of
+    at most `logits` logits at a time, as in an online softmax (Milakov and Gimelshein 2018).
+
+    Blocks of the vocabulary under many tokens make squarer products than few tokens under the whole vocabulary.
+    """
+    count = len(target_C)
+    as_accumulated = torch.promote_types(hidden_CD.dtype, torch.float32)
+    largest_C1 = torch.full((count, 1), -torch.inf, dtype=as_accumulated, device=hidden_CD.device)
+    total_C1, target_logit_C1 = torch.zeros_like(largest_C1), torch.zeros_like(largest_C1)
+    mean_CD = torch.zeros(hidden_CD.shape, dtype=as_accumulated, device=hidden_CD.device) if direction else None
+    step = max(1, logits // count)
+    for first in range(0, len(head.weight), step):
+        block = head.block(first, first + step)
+        logits_CV = _at_least_float32(block.untraced(hidden_CD))
+        at_C1 = (target_C - first)[:, None]
+        inside_C1 = (at_C1 >= 0) & (at_C1 < logits_CV.shape[1])
+        found_C1 = logits_CV.gather(1, at_C1.clamp(0, logits_CV.shape[1] - 1))
+        target_logit_C1 = torch.where(inside_C1, found_C1, target_logit_C1)
+        before_C1, largest_C1 = largest_C1, torch.maximum(largest_C1, logits_CV.amax(-1, keepdim=True))
+        shrink_C1 = (before_C1 - largest_C1).exp_()
+        unnormalised_CV = logits_CV.sub_(largest_C1).exp_()
+        total_C1 = total_C1 * shrink_C1 + unnormalised_CV.sum(-1, keepdim=True)
+        if mean_CD is not None:
+            mean_CD = mean_CD.mul_(shrink_C1)
+            mean_CD += frozen_linear(unnormalised_CV.to(block.weight.dtype), block.weight.T)
+    logp_C = (target_logit_C1 - largest_C1 - total_C1.log())[:, 0]
+    if mean_CD is None:
+        return logp_C, hidden_CD[:0]
+    direction_CD = (head.weight[target_C] - mean_CD / total_C1) * head.scale
+    return logp_C, direction_CD.to(hidden_CD.dtype)
 
 
 def sum_by_response(logp: Float[Tensor, " M"], response_of: Int[Tensor, " M"], responses: int) -> Float[Tensor, " R"]:

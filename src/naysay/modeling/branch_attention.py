@@ -12,6 +12,7 @@ H query heads, G key heads, D head size.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from naysay.core.groups import Branches
+from naysay.modeling.branch_flash import Places, branch_flash
 
 NAME = "naysay_branches"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
@@ -35,6 +37,15 @@ class BranchMasks:
     branches: Branches
     positions: Tensor
     made: dict[Any, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> Places:
+        return Places.of(self.branches)
+
+    @cached_property
+    def longest(self) -> int:
+        """Positions of the longest prompt with its longest answer."""
+        return int(self.positions.max()) + 1
 
     def of(self, window: int | None, shared: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """(mask of the prompts [1, 1, shared * P, P], None where it is only causal; of the responses
@@ -95,9 +106,11 @@ def branch_attention(
     asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if asked:
         raise ValueError(f"its attention needs {', '.join(asked)}")
+    query_T, key_T, value_T = (states[0].transpose(0, 1) for states in (query, key, value))
+    if _flash_covers(query, value, sliding_window, naysay_branches):
+        return branch_flash(query_T, key_T, value_T, naysay_branches.places, scaling)[None], None
     branches = naysay_branches.branches
     prompt_mask, response_mask = naysay_branches.of(sliding_window, query.shape[1] // key.shape[1], query.dtype)
-    query_T, key_T, value_T = (states[0].transpose(0, 1) for states in (query, key, value))
     of_prompts = [states[branches.prompt_at] for states in (query_T, key_T, value_T)]
     of_responses = [states[branches.response_at] for states in (query_T, key_T, value_T)]
     # A response sees its prompt's keys and values, then its own.
@@ -109,6 +122,11 @@ def branch_attention(
     responses_out = _attend(of_responses[0], *seen, mask=response_mask, scaling=scaling)
     out = torch.cat([prompts_out.flatten(0, 1), responses_out.flatten(0, 1)])
     return out[branches.place][None], None
+
+
+def _flash_covers(query: Tensor, value: Tensor, window: int | None, masks: BranchMasks) -> bool:
+    """On a CPU, where a window, if there is one, hides nothing."""
+    return query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not (window and window < masks.longest)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -21,13 +21,14 @@ from naysay.core.logprobs import FrozenLinear, Head, log_complement, sum_by_resp
 from naysay.core.prefix import PROMPT, TokenGroup, branch_mask, layout_groups, pack_groups
 from naysay.errors import ModelError
 from naysay.modeling import branch_attention
+from naysay.modeling.lora_forward import bind_lora_layers
 
 logger = logging.getLogger(__name__)
 _DENSE_MASK_ATTENTION = {"sdpa", "eager"}
 _CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _CHECK_TOLERANCE_HALF = 0.25
-# The most logits that exist at a time: 32 MB in float32 on a CPU, 256 MB elsewhere.
-_LOGITS = {"cpu": 2**23, "other": 2**26}
+# The most logits that exist at a time: 16 MB in float32 on a CPU, 256 MB elsewhere.
+_LOGITS = {"cpu": 2**22, "other": 2**26}
 
 
 def enable_group_forward(model: nn.Module) -> bool:
@@ -37,6 +38,7 @@ def enable_group_forward(model: nn.Module) -> bool:
     another head), a warning says so and every answer is computed on its own, which is slower and exact.
     """
     lm = causal_lm(model)
+    bind_lora_layers(lm)  # each time: an adapter may have come since
     if "_naysay" in vars(lm):
         return bool(lm._naysay.masks)
     lm._naysay = _Binding(vars(lm).get("forward"))
