@@ -1,43 +1,92 @@
-"""A LoRA layer as one function: the low-rank term is added in place, and nothing is kept that can be had again.
+"""LoRA layers and gated MLPs of them as one function each: the low-rank term is added in place, and nothing is kept
+for the backward that elementwise work brings back.
 
-peft computes base(x) + B(A(x)) * scaling as five operations, each with an [tokens, features] tensor of its own. Here
-the second and third products are added into the first one's result. peft's own forward goes on where a layer is more
-than that: several adapters, DoRA and other variants, dropout, merged weights, quantised or sharded bases.
+peft computes base(x) + B(A(x)) * scaling as five operations, each with a [tokens, features] tensor of its own. Here the
+second product's result is added into the first one's. Of a gated MLP, down(silu(gate(x)) * up(x)), only gate(x) and
+up(x) are kept. peft's and the model's own forward goes on where a layer is more than that: several adapters, DoRA and
+other variants, dropout, merged, quantised, trained or sharded bases, hooks, autocast.
 
 Legend: T tokens, I features in, O features out, r rank.
 """
 
 import types
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from naysay.core.products import frozen_linear
 
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_LAYER = 4  # tensors of a layer: weight, bias, A, B
 
-def bind_lora_layers(model: nn.Module) -> int:
-    """Give the plain LoRA layers inside `model` the joined forward; how many there are. Again is harmless."""
+
+def bind_lora_layers(model: nn.Module) -> None:
+    """Give the LoRA layers and the gated MLPs inside `model` the joined forward. Again is harmless."""
     from peft.tuners.lora import Linear
 
-    layers = [module for module in model.modules() if type(module) is Linear and type(module.base_layer) is nn.Linear]
-    for layer in layers:
-        layer.forward = types.MethodType(_forward, layer)
-    return len(layers)
+    known: dict[type, bool] = {}
+    for module in model.modules():
+        if type(module) is Linear and type(module.base_layer) is nn.Linear:
+            module.forward = types.MethodType(_linear_forward, module)
+        elif all(type(getattr(module, name, None)) is Linear for name in _MLP):
+            if type(module) not in known:
+                known[type(module)] = _is_gated(module)
+            if known[type(module)]:
+                module.forward = types.MethodType(_mlp_forward, module)
 
 
-def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    adapter = None if args or kwargs else _only_adapter(self)
-    if adapter is None:
+@torch.no_grad()
+def _is_gated(module: Any) -> bool:
+    """Whether the class computes down(silu(gate(x)) * up(x)), seen on random numbers."""
+    weight = module.gate_proj.base_layer.weight
+    if weight.dim() != 2:
+        return False
+    x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    expected = type(module).forward(module, x)
+    found = module.down_proj(F.silu(module.gate_proj(x)) * module.up_proj(x))
+    return torch.is_tensor(expected) and torch.equal(expected, found)
+
+
+def _linear_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layer = None if args or kwargs else _Layer.of(self, x)
+    if layer is None:
         return type(self).forward(self, x, *args, **kwargs)
-    low, high = self.lora_A[adapter], self.lora_B[adapter]
-    base = self.base_layer
-    tensors = (x, base.weight, low.weight, high.weight)
-    if not _plain(tensors, (base, low, high)) or base.weight.requires_grad or low.bias is not None or high.bias is not None:
-        return type(self).forward(self, x)
-    found: Tensor = _LoraLinear.apply(x, base.weight, base.bias, low.weight, high.weight, self.scaling[adapter])  # type: ignore[assignment]
+    found: Tensor = _LoraLinear.apply(x, layer.scaling, *layer.tensors)  # type: ignore[assignment]
     return found
+
+
+def _mlp_forward(self: Any, x: Tensor) -> Tensor:
+    layers = [_Layer.of(getattr(self, name), x) for name in _MLP]
+    if any(layer is None for layer in layers):
+        return type(self).forward(self, x)
+    tensors = [tensor for layer in layers for tensor in layer.tensors]
+    found: Tensor = _LoraGatedMlp.apply(x, [layer.scaling for layer in layers], *tensors)  # type: ignore[assignment]
+    return found
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ with frozen W [O, I] and bias [O], A [r, I], B [O, r]."""
+
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor]
+    scaling: float
+
+    @classmethod
+    def of(cls, module: Any, x: Tensor) -> "_Layer | None":
+        """The peft layer, where it is nothing else for this input."""
+        adapter, base = _only_adapter(module), module.base_layer
+        if adapter is None:
+            return None
+        low, high = module.lora_A[adapter], module.lora_B[adapter]
+        if not _plain(x, (base, low, high)) or low.bias is not None or high.bias is not None:
+            return None
+        if any(parameter.requires_grad for parameter in base.parameters()):
+            return None
+        return cls((base.weight, base.bias, low.weight, high.weight), module.scaling[adapter])
 
 
 def _only_adapter(layer: Any) -> str | None:
@@ -50,39 +99,85 @@ def _only_adapter(layer: Any) -> str | None:
     return active[0] if isinstance(layer.lora_dropout[active[0]], nn.Identity) else None
 
 
-def _plain(tensors: tuple[Tensor, ...], modules: tuple[nn.Module, ...]) -> bool:
+def _plain(x: Tensor, modules: tuple[Any, ...]) -> bool:
     """Whether one product after another gives what the modules would: one dtype, no autocast, no hooks, no sharding."""
-    x, *weights = tensors
-    if any(type(weight) is not nn.Parameter or weight.dtype != x.dtype for weight in weights):
-        return False
     if torch.is_autocast_enabled(x.device.type):
         return False
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    for module in modules:
+        if type(module.weight) is not nn.Parameter or module.weight.dtype != x.dtype:
+            return False
+        if module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return True
+
+
+def _joined(x_TI: Tensor, scaling: float, layer: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """(the layer's output [T, O], x Aᵀ [T, r])"""
+    weight_OI, bias_O, a_rI, b_Or = layer
+    low_Tr = x_TI @ a_rI.T
+    return frozen_linear(x_TI, weight_OI, bias_O).addmm_(low_Tr, b_Or.T, alpha=scaling), low_Tr
+
+
+def _joined_backward(
+    grad_TO: Tensor, x_TI: Tensor, low_Tr: Tensor, scaling: float, layer: tuple[Tensor, ...], *, input_grad: bool
+) -> tuple[Tensor | None, tuple[None, None, Tensor, Tensor]]:
+    """(gradient by x [T, I], those by the layer's tensors)"""
+    weight_OI, _, a_rI, b_Or = layer
+    through_Tr = (grad_TO @ b_Or).mul_(scaling)
+    d_x = frozen_linear(grad_TO, weight_OI.T).addmm_(through_Tr, a_rI) if input_grad else None
+    return d_x, (None, None, through_Tr.T @ x_TI, (grad_TO.T @ low_Tr).mul_(scaling))
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x Wᵀ + b + scaling · (x Aᵀ) Bᵀ, W and b frozen."""
-
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_rI: Tensor, b_Or: Tensor, scaling: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scaling: float, *layer: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        low_Tr = x_TI @ a_rI.T
-        out_TO = frozen_linear(x_TI, weight_OI, bias_O).addmm_(low_Tr, b_Or.T, alpha=scaling)
-        ctx.save_for_backward(x_TI, weight_OI, a_rI, b_Or, low_Tr)
+        out_TO, low_Tr = _joined(x_TI, scaling, layer)
+        ctx.save_for_backward(x_TI, low_Tr, *layer)
         ctx.scaling, ctx.shape = scaling, x.shape
         return out_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_TI, weight_OI, a_rI, b_Or, low_Tr = ctx.saved_tensors
-        grad_TO = grads[0].reshape(-1, weight_OI.shape[0])
-        through_Tr = (grad_TO @ b_Or).mul_(ctx.scaling)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = frozen_linear(grad_TO, weight_OI.T).addmm_(through_Tr, a_rI).view(ctx.shape)
-        d_a = through_Tr.T @ x_TI if ctx.needs_input_grad[3] else None
-        d_b = (grad_TO.T @ low_Tr).mul_(ctx.scaling) if ctx.needs_input_grad[4] else None
-        return d_x, None, None, d_a, d_b, None
+        x_TI, low_Tr, *layer = ctx.saved_tensors
+        grad_TO = grads[0].reshape(x_TI.shape[0], -1)
+        d_x, d_layer = _joined_backward(
+            grad_TO, x_TI, low_Tr, ctx.scaling, tuple(layer), input_grad=ctx.needs_input_grad[0]
+        )
+        return None if d_x is None else d_x.view(ctx.shape), None, *d_layer
+
+
+class _LoraGatedMlp(torch.autograd.Function):
+    """down(silu(gate(x)) * up(x)); silu and the product are computed again in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scalings: list[float], *tensors: Tensor) -> Tensor:
+        x_TI = x.reshape(-1, x.shape[-1])
+        gate, up, down = (tensors[i : i + _LAYER] for i in range(0, 3 * _LAYER, _LAYER))
+        gate_TO, gate_low = _joined(x_TI, scalings[0], gate)
+        up_TO, up_low = _joined(x_TI, scalings[1], up)
+        out_TI, down_low = _joined(F.silu(gate_TO).mul_(up_TO), scalings[2], down)
+        ctx.save_for_backward(x_TI, gate_TO, up_TO, gate_low, up_low, down_low, *tensors)
+        ctx.scalings, ctx.shape = scalings, x.shape
+        return out_TI.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable  # which hides the parameters' names
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_TI, gate_TO, up_TO, gate_low, up_low, down_low, *tensors = ctx.saved_tensors
+        gate, up, down = (tuple(tensors[i : i + _LAYER]) for i in range(0, 3 * _LAYER, _LAYER))
+        grad_TI = grads[0].reshape(x_TI.shape[0], -1)
+        act_TO = F.silu(gate_TO)
+        d_inner, d_down = _joined_backward(
+            grad_TI, act_TO * up_TO, down_low, ctx.scalings[2], down, input_grad=True
+        )
+        d_up_TO = act_TO.mul_(d_inner)
+        d_inner.mul_(up_TO)
+        d_gate_TO = torch.ops.aten.silu_backward.grad_input(d_inner, gate_TO, grad_input=d_inner)
+        wanted = ctx.needs_input_grad[0]
+        d_x, d_up = _joined_backward(d_up_TO, x_TI, up_low, ctx.scalings[1], up, input_grad=wanted)
+        of_gate, d_gate = _joined_backward(d_gate_TO, x_TI, gate_low, ctx.scalings[0], gate, input_grad=wanted)
+        if d_x is not None:
+            d_x = d_x.add_(of_gate).view(ctx.shape)
+        return d_x, None, *d_gate, *d_up, *d_down
