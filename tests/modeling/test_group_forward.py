@@ -352,5 +352,5 @@ def peak_of_a_step(vocabulary):
 
 def test_the_memory_of_a_step_does_not_grow_with_the_vocabulary():
     small, large = peak_of_a_step(8192), peak_of_a_step(49152)
-    assert small > 4 * 2**23  # the logits of one chunk were seen
+    assert small > 4 * 2**22  # the logits of one chunk were seen
     assert large <= 1.05 * small

@@ -44,9 +44,7 @@ class FrozenLinear:
 
     def block(self, first: int, after: int) -> "FrozenLinear":
         """The head of the tokens `first` to before `after`; nothing is copied."""
-        return FrozenLinear(
-            self.weight[first:after], None if self.bias is None else self.bias[first:after], self.scale
-        )
+        return FrozenLinear(self.weight[first:after], None if self.bias is None else self.bias[first:after], self.scale)
 
 
 def token_logps(

@@ -1,9 +1,9 @@
 """Attention over a packed row on a CPU: torch's flash kernels on prompts and answers, joined by their log-sum-exps.
 
-Nothing is masked away and no key is copied: a response's softmax runs over its prompt and over itself, so both parts are
-computed apart and joined with the weights that their log-sum-exps give. The kernel's backward needs only the joint
-output and the joint log-sum-exp, so each part's backward is a call of its own too (Liu et al. 2023, Ring Attention,
-join blocks of keys in this way). The gradient of a prompt's keys is then a sum over its responses, not a scatter.
+No key is copied: a response's softmax runs over its prompt and over itself, so both parts are computed apart and joined
+with the weights that their log-sum-exps give. The kernel's backward needs only the joint output and the joint
+log-sum-exp, so each part's backward is a call of its own too (Liu et al. 2023, Ring Attention, join blocks of keys in
+this way). The gradient of a prompt's keys is then a sum over its responses, not a scatter.
 
 Legend: T tokens of the row, B groups, P tokens of a prompt, R responses, L tokens of the longest response, H query
 heads, G key heads, F query heads of a key head (H = G F), D head size.
@@ -55,9 +55,7 @@ def branch_flash(query: Tensor, key: Tensor, value: Tensor, places: Places, scal
 
 class _BranchFlash(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, places: Places, scaling: float | None
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, places: Places, scaling: float | None) -> Tensor:
         out_THD = torch.empty(query.shape, dtype=query.dtype)
         of_prompts = []
         for at in places.prompts:

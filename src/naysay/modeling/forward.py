@@ -182,9 +182,11 @@ def lm_head(model: nn.Module) -> Head:
 
 
 def _frozen_linear(head: Any, config: Any) -> FrozenLinear | None:
-    """The head as a matrix, where it is nothing else and is not trained: no adapter, hook, soft cap, sharded weight."""
+    """The head as a matrix, where it is nothing else and no gradient of it is asked for: no adapter, hook, soft cap,
+    sharded weight."""
     plain = type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
-    if not plain or any(type(p) is not nn.Parameter or p.requires_grad for p in head.parameters()):
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
+    if not plain or trained or any(type(p) is not nn.Parameter for p in head.parameters()):
         return None
     if getattr(config, "final_logit_softcapping", None) is not None:
         return None

@@ -30,6 +30,8 @@ def bind_lora_layers(model: nn.Module) -> None:
 
     known: dict[type, bool] = {}
     for module in model.modules():
+        if "forward" in vars(module):  # ours, or another's, e.g. of a model that is spread over devices
+            continue
         if type(module) is Linear and type(module.base_layer) is nn.Linear:
             module.forward = types.MethodType(_linear_forward, module)
         elif all(type(getattr(module, name, None)) is Linear for name in _MLP):
@@ -60,8 +62,9 @@ def _linear_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _mlp_forward(self: Any, x: Tensor) -> Tensor:
-    layers = [_Layer.of(getattr(self, name), x) for name in _MLP]
-    if any(layer is None for layer in layers):
+    modules = [module for module in (getattr(self, name) for name in _MLP) if not _hooked(module)]
+    layers = [layer for module in modules if (layer := _Layer.of(module, x)) is not None]
+    if len(layers) < len(_MLP):
         return type(self).forward(self, x)
     tensors = [tensor for layer in layers for tensor in layer.tensors]
     found: Tensor = _LoraGatedMlp.apply(x, [layer.scaling for layer in layers], *tensors)  # type: ignore[assignment]
@@ -106,9 +109,14 @@ def _plain(x: Tensor, modules: tuple[Any, ...]) -> bool:
     for module in modules:
         if type(module.weight) is not nn.Parameter or module.weight.dtype != x.dtype:
             return False
-        if module._forward_hooks or module._forward_pre_hooks:
+        if _hooked(module) or "forward" in vars(module):
             return False
     return True
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def _joined(x_TI: Tensor, scaling: float, layer: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -118,14 +126,21 @@ def _joined(x_TI: Tensor, scaling: float, layer: tuple[Tensor, ...]) -> tuple[Te
     return frozen_linear(x_TI, weight_OI, bias_O).addmm_(low_Tr, b_Or.T, alpha=scaling), low_Tr
 
 
-def _joined_backward(
-    grad_TO: Tensor, x_TI: Tensor, low_Tr: Tensor, scaling: float, layer: tuple[Tensor, ...], *, input_grad: bool
-) -> tuple[Tensor | None, tuple[None, None, Tensor, Tensor]]:
-    """(gradient by x [T, I], those by the layer's tensors)"""
-    weight_OI, _, a_rI, b_Or = layer
-    through_Tr = (grad_TO @ b_Or).mul_(scaling)
-    d_x = frozen_linear(grad_TO, weight_OI.T).addmm_(through_Tr, a_rI) if input_grad else None
-    return d_x, (None, None, through_Tr.T @ x_TI, (grad_TO.T @ low_Tr).mul_(scaling))
+def _through(grad_TO: Tensor, scaling: float, layer: tuple[Tensor, ...]) -> Tensor:
+    """[T, r]: the gradient by x Aᵀ."""
+    return (grad_TO @ layer[3]).mul_(scaling)
+
+
+def _input_grad(grad_TO: Tensor, through_Tr: Tensor, layer: tuple[Tensor, ...]) -> Tensor:
+    """[T, I]"""
+    return frozen_linear(grad_TO, layer[0].T).addmm_(through_Tr, layer[2])
+
+
+def _layer_grads(
+    grad_TO: Tensor, through_Tr: Tensor, x_TI: Tensor, low_Tr: Tensor, scaling: float
+) -> tuple[None, None, Tensor, Tensor]:
+    """Gradients by the layer's tensors: nothing for W and the bias, [r, I] for A, [O, r] for B."""
+    return None, None, through_Tr.T @ x_TI, (grad_TO.T @ low_Tr).mul_(scaling)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -141,11 +156,11 @@ class _LoraLinear(torch.autograd.Function):
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TI, low_Tr, *layer = ctx.saved_tensors
+        layer = tuple(layer)
         grad_TO = grads[0].reshape(x_TI.shape[0], -1)
-        d_x, d_layer = _joined_backward(
-            grad_TO, x_TI, low_Tr, ctx.scaling, tuple(layer), input_grad=ctx.needs_input_grad[0]
-        )
-        return None if d_x is None else d_x.view(ctx.shape), None, *d_layer
+        through_Tr = _through(grad_TO, ctx.scaling, layer)
+        d_x = _input_grad(grad_TO, through_Tr, layer).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return d_x, None, *_layer_grads(grad_TO, through_Tr, x_TI, low_Tr, ctx.scaling)
 
 
 class _LoraGatedMlp(torch.autograd.Function):
@@ -169,15 +184,16 @@ class _LoraGatedMlp(torch.autograd.Function):
         gate, up, down = (tuple(tensors[i : i + _LAYER]) for i in range(0, 3 * _LAYER, _LAYER))
         grad_TI = grads[0].reshape(x_TI.shape[0], -1)
         act_TO = F.silu(gate_TO)
-        d_inner, d_down = _joined_backward(
-            grad_TI, act_TO * up_TO, down_low, ctx.scalings[2], down, input_grad=True
-        )
-        d_up_TO = act_TO.mul_(d_inner)
-        d_inner.mul_(up_TO)
-        d_gate_TO = torch.ops.aten.silu_backward.grad_input(d_inner, gate_TO, grad_input=d_inner)
-        wanted = ctx.needs_input_grad[0]
-        d_x, d_up = _joined_backward(d_up_TO, x_TI, up_low, ctx.scalings[1], up, input_grad=wanted)
-        of_gate, d_gate = _joined_backward(d_gate_TO, x_TI, gate_low, ctx.scalings[0], gate, input_grad=wanted)
-        if d_x is not None:
-            d_x = d_x.add_(of_gate).view(ctx.shape)
+        through_Tr = _through(grad_TI, ctx.scalings[2], down)
+        d_inner_TO = _input_grad(grad_TI, through_Tr, down)
+        d_down = _layer_grads(grad_TI, through_Tr, act_TO * up_TO, down_low, ctx.scalings[2])
+        d_up_TO = act_TO.mul_(d_inner_TO)
+        d_inner_TO.mul_(up_TO)
+        d_gate_TO = torch.ops.aten.silu_backward.grad_input(d_inner_TO, gate_TO, grad_input=d_inner_TO)
+        through_gate, through_up = _through(d_gate_TO, ctx.scalings[0], gate), _through(d_up_TO, ctx.scalings[1], up)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = _input_grad(d_gate_TO, through_gate, gate).add_(_input_grad(d_up_TO, through_up, up)).view(ctx.shape)
+        d_gate = _layer_grads(d_gate_TO, through_gate, x_TI, gate_low, ctx.scalings[0])
+        d_up = _layer_grads(d_up_TO, through_up, x_TI, up_low, ctx.scalings[1])
         return d_x, None, *d_gate, *d_up, *d_down
