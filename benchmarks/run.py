@@ -16,17 +16,20 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmarks.machine import commands, sampling, scoring
 from benchmarks.steppers import Case, matmul_rate, needed_flops, serve
+from benchmarks.switches import SWITCHES
 
 from naysay.artifacts.manifest import environment
 from naysay.artifacts.store import read_json, write_json
 from naysay.errors import InputNotFoundError, NaysayError
+from naysay.modeling.forward import token_budget
 
 PEER_SETTINGS = Path(__file__).parent / "results" / "peer-settings.json"
 PEER_BATCHES = (1, 2, 4, 8, 11)
@@ -34,22 +37,34 @@ PEER_BATCHES = (1, 2, 4, 8, 11)
 
 @dataclass(frozen=True)
 class Race:
-    """A case against a rival, what the ratio of times should reach, and of the memory (None = not asked)."""
+    """A case against a rival, and what the ratios of times and of memory should reach (None = shown, not asked)."""
 
     case: Case
     rival: str
-    at_least: float
+    at_least: float | None = None
     memory_at_most: float | None = None
+    ours: str = "naysay"
 
 
+SHORT, MIDDLE, LONG = Case(16, 64, 8), Case(128, 64, 11), Case(512, 64, 8)
 RACES = (
-    Race(Case(16, 64, 8), "unshared", 0.97),
-    Race(Case(512, 64, 8), "one at a time", 3.8),
-    Race(Case(128, 64, 11), "trl", 7.5, memory_at_most=0.3),
-    Race(Case(512, 64, 8), "trl", 12.0),
+    Race(SHORT, "unshared", 0.97),
+    Race(LONG, "one at a time", 3.8),
+    Race(MIDDLE, "trl", 7.5, memory_at_most=0.3),
+    Race(MIDDLE, "trl", ours="naysay, checkpointing"),
+    Race(MIDDLE, "trl:11"),
+    Race(LONG, "trl", 12.0),
+    Race(Case(16, 64, 1), "unshared"),
 )
-QUICK = (Race(Case(16, 64, 8), "unshared", 0.97), Race(Case(128, 64, 3), "trl", 1.0))
-SECTIONS = ("step", "score", "sample", "command")
+QUICK = (Race(SHORT, "unshared", 0.97), Race(Case(128, 64, 3), "trl", 1.0))
+SIZES = {
+    "K": tuple(Case(128, 64, k) for k in (1, 2, 4, 8, 16, 32)),
+    "P": tuple(Case(p, 64, 8) for p in (1, 64, 256, 512, 1024)),
+    "R": tuple(Case(128, r, 8) for r in (1, 32, 64, 128, 256)),
+    "V": tuple(Case(128, 64, 8, vocabulary=v) for v in (8192, 24576, 49152, 131072)),
+}
+QUICK_SIZES = {"K": (Case(128, 64, 1), Case(128, 64, 3))}
+SECTIONS = ("step", "parts", "size", "score", "sample", "command")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.tune_peer:
             tune_peer(races, given.threads)
         if "step" in given.sections:
-            results["step"] = [race(one, given.repeats, given.threads) for one in races]
+            results["step"] = [race(one, _turns(one, given.repeats), given.threads) for one in races]
+        if "parts" in given.sections:
+            results["parts"] = parts(Case(128, 64, 3) if given.quick else MIDDLE, given.repeats, given.threads)
+        if "size" in given.sections:
+            results["size"] = sizes(quick=given.quick, threads=given.threads)
         for name, measure in (("score", scoring), ("sample", sampling), ("command", commands)):
             if name in given.sections:
                 results[name] = measure(quick=given.quick, repeats=given.repeats, threads=given.threads)
@@ -83,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def race(one: Race, repeats: int, threads: int) -> dict[str, Any]:
     """Time both in turn; the median ratio, its range, the share of the machine's matmul rate, and peak memory."""
     rival = f"trl:{peer_batch(one.case)}" if one.rival == "trl" else one.rival
-    with worker("naysay", one.case, threads) as ours, worker(rival, one.case, threads) as theirs:
+    with worker(one.ours, one.case, threads) as ours, worker(rival, one.case, threads) as theirs:
         rates, mine, other = [], [], []
         for _ in range(repeats):
             rates.append(matmul_rate(threads))
@@ -91,34 +110,69 @@ def race(one: Race, repeats: int, threads: int) -> dict[str, Any]:
             other.append(ask(theirs))
     ratios = [b["seconds"] / a["seconds"] for a, b in zip(mine, other, strict=True)]
     flops, seconds = needed_flops(one.case), statistics.median(step["seconds"] for step in mine)
-    efficiency = sum(flops.values()) / seconds / statistics.median(rates)
-    memory = max(s["peak_bytes"] for s in mine) / max(s["peak_bytes"] for s in other)
-    ratio = statistics.median(ratios)
-    met = ratio >= one.at_least and (one.memory_at_most is None or memory <= one.memory_at_most)
+    peaks = [max(s["peak_bytes"] for s in side) for side in (mine, other)]
+    ratio, memory = statistics.median(ratios), peaks[0] / peaks[1]
     result = {
         "case": one.case.name,
+        "ours": one.ours,
         "rival": rival,
         "target": one.at_least,
+        "met": one.at_least is None or ratio >= one.at_least,
         "memory_target": one.memory_at_most,
+        "memory_met": one.memory_at_most is None or memory <= one.memory_at_most,
         "ratio": ratio,
         "ratio_range": [min(ratios), max(ratios)],
         "memory_ratio": memory,
         "seconds": seconds,
         "rival_seconds": statistics.median(step["seconds"] for step in other),
-        "peak_gb": [max(s["peak_bytes"] for s in side) / 1e9 for side in (mine, other)],
+        "peak_gb": [peak / 1e9 for peak in peaks],
         "needed_gflop": {name: value / 1e9 for name, value in flops.items()},
         "matmul_gflop_per_second": statistics.median(rates) / 1e9,
-        "share_of_matmul_rate": efficiency,
-        "met": met,
+        "share_of_matmul_rate": sum(flops.values()) / seconds / statistics.median(rates),
     }
-    print(
-        f"step {one.case.name}: {seconds:.2f} s, {rival} {result['rival_seconds']:.2f} s: {ratio:.2f}x "
-        f"[{min(ratios):.2f}, {max(ratios):.2f}] (target {one.at_least:g}x{'' if met else ', NOT MET'}); memory "
-        f"{result['peak_gb'][0]:.2f} of {result['peak_gb'][1]:.2f} GB ({memory:.2f}x); {100 * efficiency:.0f} % of the "
-        f"measured {result['matmul_gflop_per_second']:.0f} GFLOP/s",
-        flush=True,
-    )
+    print(_line(result), flush=True)
     return result
+
+
+def _turns(one: Race, repeats: int) -> int:
+    """TRL's steps take up to a minute: two turns of them, so that the whole table stays within half an hour."""
+    return min(repeats, 2) if one.rival.startswith("trl") else repeats
+
+
+def _line(of: dict[str, Any]) -> str:
+    def aim(target: float | None, met: bool) -> str:
+        return "" if target is None else f", target {target:g}x{'' if met else ' NOT MET'}"
+
+    low, high = of["ratio_range"]
+    return (
+        f"step {of['case']}: {of['ours']} {of['seconds']:.2f} s, {of['rival']} {of['rival_seconds']:.2f} s: "
+        f"{of['ratio']:.2f}x [{low:.2f}, {high:.2f}]{aim(of['target'], of['met'])}; memory {of['peak_gb'][0]:.2f} of "
+        f"{of['peak_gb'][1]:.2f} GB ({of['memory_ratio']:.2f}x{aim(of['memory_target'], of['memory_met'])}); "
+        f"{100 * of['share_of_matmul_rate']:.0f} % of the measured {of['matmul_gflop_per_second']:.0f} GFLOP/s"
+    )
+
+
+def parts(case: Case, repeats: int, threads: int) -> list[dict[str, Any]]:
+    """What each measure contributes: the step without it, timed in turn with the step that has all."""
+    rivals = ["pairs", "unshared", *(f"without {name}" for name in SWITCHES)]
+    return [race(Race(case, rival), min(repeats, 2), threads) for rival in rivals]
+
+
+def sizes(*, quick: bool, threads: int) -> list[dict[str, Any]]:
+    """Seconds and peak memory of a step as one size grows, all at once and within the default budget of a CPU."""
+    budget = token_budget(None, torch.device("cpu"))
+    found = []
+    for axis, case in ((axis, case) for axis, cases in (QUICK_SIZES if quick else SIZES).items() for case in cases):
+        for name in ("naysay", *((f"naysay, {budget} tokens",) if case.tokens > budget else ())):
+            with worker(name, case, threads) as ours:
+                steps = [ask(ours) for _ in range(1 if quick else 2)]
+            seconds, peak = min(step["seconds"] for step in steps), max(step["peak_bytes"] for step in steps)
+            found.append(
+                {"axis": axis, "ours": name, "seconds": seconds, "peak_gb": peak / 1e9}
+                | {"case": asdict(case), "needed_gflop": sum(needed_flops(case).values()) / 1e9}
+            )
+            print(f"size {case.name}: {name} {seconds:.2f} s, {peak / 1e9:.2f} GB", flush=True)
+    return found
 
 
 def tune_peer(races: Sequence[Race], threads: int) -> None:

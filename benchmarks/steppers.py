@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from benchmarks.switches import SWITCHES
 
 from naysay.config.model import ModelConfig
 from naysay.config.training import LoraSettings
@@ -34,6 +35,8 @@ class Case:
     prompt: int
     answer: int
     k: int
+    vocabulary: int | None = None
+    """Other than the model's own: the head and the embeddings are cut or filled up."""
 
     @property
     def answers(self) -> int:
@@ -46,7 +49,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"P={self.prompt}, R={self.answer}, K={self.k}"
+        own = "" if self.vocabulary is None else f", V={self.vocabulary}"
+        return f"P={self.prompt}, R={self.answer}, K={self.k}{own}"
 
 
 def group_of(case: Case) -> tuple[list[int], list[list[int]]]:
@@ -54,9 +58,16 @@ def group_of(case: Case) -> tuple[list[int], list[list[int]]]:
     generator = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> list[int]:
-        return torch.randint(1000, 40_000, (count,), generator=generator).tolist()
+        return torch.randint(1000, min(40_000, case.vocabulary or 40_000), (count,), generator=generator).tolist()
 
     return ids(case.prompt), [ids(case.answer) for _ in range(case.answers)]
+
+
+def _model(case: Case) -> Any:
+    model = load_model(ModelConfig())
+    if case.vocabulary is not None:
+        model.resize_token_embeddings(case.vocabulary, mean_resizing=False)
+    return model
 
 
 def serve(connection: Connection, implementation: str, case: Case, threads: int) -> None:
@@ -79,16 +90,26 @@ def serve(connection: Connection, implementation: str, case: Case, threads: int)
 
 
 def make_step(implementation: str, case: Case) -> Step:
-    """`naysay`, `unshared` (naysay, every answer with a prompt of its own), `one at a time` (the oracle of the tests),
-    or `trl:B` (DPOTrainer on the K pairs, B at a time)."""
+    """One forward and backward of the group.
+
+    `naysay`: with everything, `naysay, checkpointing`: with gradient checkpointing, `naysay, T tokens`: T tokens at a
+    time, `without X`: with one of `switches.SWITCHES` off; `unshared`: every answer with a prompt of its own, `pairs`:
+    each anchor with a negative, every one with a prompt of its own; `one at a time`: the oracle of the tests; `trl:B`:
+    DPOTrainer on the K pairs, B at a time.
+    """
     if implementation.startswith("trl:"):
         return _trl(case, int(implementation.removeprefix("trl:")))
-    if implementation == "naysay":
+    if implementation.startswith("without "):
+        SWITCHES[implementation.removeprefix("without ")]()
         return _naysay(case)
+    if implementation.startswith("naysay, ") and implementation.endswith(" tokens"):
+        return _naysay(case, budget=int(implementation.split()[1]))
+    if implementation in {"naysay", "naysay, checkpointing"}:
+        return _naysay(case, checkpointing=implementation != "naysay")
     return _surrogate(case, implementation)
 
 
-def _naysay(case: Case) -> Step:
+def _naysay(case: Case, *, budget: int = 2**20, checkpointing: bool = False) -> Step:
     """`D2OTrainer.training_step` on the group, reference log-probs known."""
     from naysay.training.config import D2OConfig
     from naysay.training.data import EncodedGroup, GroupDataset
@@ -104,9 +125,13 @@ def _naysay(case: Case) -> Step:
         ref_negatives=(-5.0 * case.answer,),
     )
     trainer = D2OTrainer(
-        model=load_model(ModelConfig()),
+        model=_model(case),
         args=D2OConfig(
-            output_dir=tempfile.mkdtemp(), report_to="none", dataloader_pin_memory=False, tokens_per_microbatch=4096
+            output_dir=tempfile.mkdtemp(),
+            report_to="none",
+            dataloader_pin_memory=False,
+            tokens_per_microbatch=budget,
+            activation_checkpointing=checkpointing,
         ),
         train_dataset=[{"prompt": "a", "rejected": "b", "anchors": ["c"]}],
         processing_class=load_tokenizer(ModelConfig()),
@@ -124,7 +149,7 @@ def _naysay(case: Case) -> Step:
 
 def _surrogate(case: Case, implementation: str) -> Step:
     """Σ coefficient · log-prob, which has the gradient of the loss: all answers at once, or one after another."""
-    model = load_model(ModelConfig())
+    model = _model(case)
     torch.manual_seed(42)  # the trainer's own default: the same adapter
     model = add_adapter(model, lora_config(LoraSettings()))
     enable_group_forward(model)
@@ -139,6 +164,16 @@ def _surrogate(case: Case, implementation: str) -> Step:
             (-response_logps(model, groups, head_chunk=None) * torch.tensor(weights)).sum().backward()
 
         return together
+    if implementation == "pairs":
+        pair = torch.tensor([weights[0], weights[-1] / case.k])
+
+        def in_pairs() -> None:
+            model.zero_grad()
+            for anchor in answers[:-1]:
+                logps = response_logps(model, [(prompt, [anchor]), (prompt, [answers[-1]])], head_chunk=None)
+                (-logps * pair).sum().backward()
+
+        return in_pairs
     if implementation != "one at a time":
         raise ValueError(f"no implementation {implementation!r}")
 
@@ -205,7 +240,7 @@ def needed_flops(case: Case) -> dict[str, float]:
     attention = 12 * pairs * config.num_attention_heads * head_size * config.num_hidden_layers
     return {
         "body": 4.0 * body * case.tokens,
-        "head": 4.0 * config.vocab_size * config.hidden_size * scored,
+        "head": 4.0 * (case.vocabulary or config.vocab_size) * config.hidden_size * scored,
         "attention": float(attention),
     }
 

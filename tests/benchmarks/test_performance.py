@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from benchmarks.switches import SWITCHES
 
 from benchmarks import run, steppers
 from conftest import make_model, make_tokenizer
 from naysay.config.model import ModelConfig
+from naysay.core import products
+from naysay.modeling import branch_attention, forward
 
 CASE = steppers.Case(prompt=5, answer=3, k=2)
 
@@ -32,7 +35,8 @@ def gradients(model):
 
 def test_the_rivals_compute_the_gradient_of_the_same_group(tiny):
     found = []
-    for name in ("naysay", "unshared", "one at a time"):
+    names = ("naysay", "unshared", "one at a time", "pairs", "naysay, checkpointing", "naysay, 8 tokens")
+    for name in names:
         torch.manual_seed(0)
         steppers.make_step(name, CASE)()
         found.append(gradients(tiny[-1]))
@@ -49,6 +53,29 @@ def test_the_rivals_compute_the_gradient_of_the_same_group(tiny):
     )
     with pytest.raises(ValueError, match="no implementation 'nothing'"):
         steppers.make_step("nothing", CASE)
+
+
+@pytest.mark.parametrize("name", list(SWITCHES))
+def test_a_step_without_one_of_its_measures_has_the_same_gradient(tiny, name, monkeypatch):
+    torch.manual_seed(0)
+    steppers.make_step("naysay", CASE)()
+    places = [
+        (forward, "_candidates"),
+        (forward, "_frozen_linear"),
+        (forward, "bind_lora_layers"),
+        (branch_attention, "_flash_covers"),
+        (products, "_ONEDNN"),
+    ]
+    before = [getattr(module, attribute) for module, attribute in places]
+    for (module, attribute), value in zip(places, before, strict=True):  # put back at the end of the test
+        monkeypatch.setattr(module, attribute, value)
+    torch.manual_seed(0)
+    steppers.make_step(f"without {name}", CASE)()
+    after = [getattr(module, attribute) for module, attribute in places]
+    assert sum(one is not other for one, other in zip(before, after, strict=True)) == 1
+    ours, theirs = map(gradients, tiny)
+    for parameter, gradient in ours.items():
+        assert torch.allclose(theirs[parameter], gradient, rtol=1e-3, atol=1e-6), parameter
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -96,13 +123,16 @@ def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch,
     assert found["memory_ratio"] == 0.3
     assert found["share_of_matmul_rate"] == pytest.approx(0.5)
     assert not found["met"]
-    assert "target 3.6x, NOT MET" in capsys.readouterr().out
+    assert found["memory_met"]
+    line = capsys.readouterr().out
+    assert "3.50x [3.00, 4.00], target 3.6x NOT MET; " in line
+    assert "(0.30x, target 0.3x)" in line
 
 
 def test_wrong_sections_are_refused(capsys):
     with pytest.raises(SystemExit):
         run.main(["--sections", "step,speed"])
-    assert "no section speed; there are step, score, sample, command" in capsys.readouterr().err
+    assert "no section speed; there are step, parts, size, score, sample, command" in capsys.readouterr().err
 
 
 def test_the_peer_gets_the_batch_size_that_was_found_for_it(monkeypatch, tmp_path):

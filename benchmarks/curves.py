@@ -1,0 +1,66 @@
+"""Draw how a step's time and memory grow with each size, from what `python -m benchmarks.run` wrote.
+
+python -m benchmarks.curves benchmarks/results/performance.json docs/performance.png
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from naysay.artifacts.store import read_json, write_bytes
+
+AXES = {
+    "K": ("k", "K, anchors"),
+    "P": ("prompt", "P, prompt tokens"),
+    "R": ("answer", "R, answer tokens"),
+    "V": ("vocabulary", "V, vocabulary"),
+}
+_ALL, _BUDGET = "#0b5fa5", "#d1495b"
+_SETTINGS: Any = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the results, write the picture."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("picture", type=Path)
+    given = parser.parse_args(arguments)
+    with mpl.rc_context(_SETTINGS):
+        figure = draw(read_json(given.results)["size"])
+        FigureCanvasAgg(figure).print_png(str(given.picture))
+
+
+def draw(sizes: Sequence[dict[str, Any]]) -> Figure:
+    """Two rows, seconds and gigabytes, and a column for each size that was varied."""
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    axes = figure.subplots(2, len(AXES), sharey="row")
+    for column, (axis, (field, label)) in enumerate(AXES.items()):
+        points = [point for point in sizes if point["axis"] == axis]
+        for row, (measure, unit) in enumerate((("seconds", "seconds a step"), ("peak_gb", "peak memory, GB"))):
+            _panel(axes[row][column], points, field, measure)
+            if column == 0:
+                axes[row][column].set_ylabel(unit)
+        axes[1][column].set_xlabel(label)
+    axes[0][0].legend(frameon=False)
+    return figure
+
+
+def _panel(axes: Axes, points: Sequence[dict[str, Any]], field: str, measure: str) -> None:
+    """Both ways of taking the group; where only one was needed they are the same."""
+    together = [(point["case"][field], point[measure]) for point in points if point["ours"] == "naysay"]
+    within = [(point["case"][field], point[measure]) for point in points if point["ours"] != "naysay"]
+    axes.plot(*zip(*together, strict=True), marker="o", color=_ALL, label="all at once")
+    if within:
+        axes.plot(*zip(*within, strict=True), marker="s", linestyle="--", color=_BUDGET, label="1024 tokens at a time")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+
+
+if __name__ == "__main__":
+    main()

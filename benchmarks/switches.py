@@ -1,0 +1,37 @@
+"""Switch off one of the measures that make a step fast, so that its part can be measured (`python -m benchmarks.run
+--sections parts`). Only in a process of its own: nothing is switched on again."""
+
+from collections.abc import Callable
+
+from naysay.core import products
+from naysay.modeling import branch_attention, forward
+
+
+def _dense_mask() -> None:
+    forward._candidates = lambda attention, window: iter(("full",))
+
+
+def _gathered_keys() -> None:
+    branch_attention._flash_covers = lambda *args: False
+
+
+def _head_computed_twice() -> None:
+    forward._frozen_linear = lambda head, config: None
+
+
+def _layers_of_peft() -> None:
+    forward.bind_lora_layers = lambda model: None
+
+
+def _mkl() -> None:
+    products._ONEDNN = None
+
+
+SWITCHES: dict[str, Callable[[], None]] = {
+    "attention over allowed pairs (a dense mask)": _dense_mask,
+    "flash kernels joined (keys gathered, masked)": _gathered_keys,
+    "the head's gradient in its forward (logits twice)": _head_computed_twice,
+    "LoRA layers and MLPs as one function (peft's)": _layers_of_peft,
+    "oneDNN's products (MKL's)": _mkl,
+}
+"""What is switched off (and what takes its place) -> how."""
