@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from naysay.artifacts.store import read_json, write_bytes
+from naysay.artifacts.store import read_json
 
 AXES = {
     "K": ("k", "K, anchors"),
