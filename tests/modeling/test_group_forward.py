@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import weakref
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from naysay.core.logprobs import FrozenLinear, kl_by_token, token_logps
 from naysay.core.prefix import branch_mask, layout_groups, pack_groups, plan_microbatches, split_group
 from naysay.errors import DataError, ModelError
 from naysay.modeling.forward import causal_lm, enable_group_forward, lm_head, one_at_a_time_logps, response_logps
+from peak_bytes import PeakBytes
 
 ARCHITECTURES = ["llama", "llama_tied", "qwen2", "qwen3", "gpt2", "gpt_neox", "mistral_sliding", "gemma3"]
 GROUPS = [
@@ -310,33 +310,6 @@ def test_a_split_group_covers_every_response_within_the_budget():
     parts = split_group(group, 25)
     assert [i for part in parts for i in part] == [0, 1, 2, 3, 4]
     assert all(len(part) == 1 or 10 + sum(len(group[1][i]) for i in part) <= 25 for part in parts)
-
-
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of live storages that operations made beside those of the model, and remembers the most."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self.known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in self.known:
-                self._add(value.untyped_storage())
-        return out
-
-    def _add(self, storage):
-        size, key = storage.nbytes(), storage._cdata
-        self.known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key, size):
-        self.known.discard(key)
-        self.live -= size
 
 
 def peak_of_a_step(vocabulary):
