@@ -81,7 +81,7 @@ def test_runs_differ_in_what_is_compared_and_in_nothing_else():
     for config in configs:
         shared = config["training"]
         assert (config["anchors"]["k"], config["seed"], shared["lora"]["rank"]) == (3, 5, 4)
-        own = {"objective", "learning_rate", "max_steps", "seed", "alpha", "beta"}
+        own = {"objective", "learning_rate", "max_steps", "seed", "alpha", "beta", "skip_weight_below"}
         config["training"] = {name: value for name, value in shared.items() if name not in own}
         del config["evaluation"]["split"]
         assert config == configs[0]
@@ -127,10 +127,11 @@ def test_impossible_comparisons_are_refused(options, message):
 
 
 def test_settings_that_one_objective_alone_reads_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"training\.beta = 0\.2: a comparison gives every objective its own defaults"
-    ):
-        plan("training.beta=0.2")
+    for key in ("beta", "skip_weight_below"):
+        with pytest.raises(
+            ConfigError, match=rf"training\.{key} = 0\.2: a comparison gives every objective its own defaults"
+        ):
+            plan(f"training.{key}=0.2")
     plan("training.beta=0.1")  # the default: nothing is asked for
 
 

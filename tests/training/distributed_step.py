@@ -8,14 +8,17 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig
 
 from conftest import make_model, make_tokenizer
 from naysay.records import Anchor
+from naysay.training.balance import Dealing
 from naysay.training.config import D2OConfig
 from naysay.training.data import GroupSampler
+from naysay.training.ranks import Ranks
 from naysay.training.refresh import AnchorSchedule
 from naysay.training.trainer import D2OTrainer
 
@@ -30,6 +33,10 @@ SCENARIOS = {
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     ),
     "lora": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
+    "finished": (
+        {"per_device_train_batch_size": 4, "skip_weight_below": 0.49, "tokens_per_microbatch": 50},
+        {"per_device_train_batch_size": 2, "skip_weight_below": 0.49, "tokens_per_microbatch": 50},
+    ),
     "refreshed": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
 }
 
@@ -52,33 +59,41 @@ class Source:
         )  # fmt: skip
 
 
-class Recorded(D2OTrainer):
+class RecordedRanks(Ranks):
     """Remembers how much work this rank had in each training step: (whole micro-batches, parts of large groups)."""
 
-    def _most_of_all_ranks(self, *counts):
-        self.work = [*getattr(self, "work", []), list(counts)]
-        return super()._most_of_all_ranks(*counts)
+    work: ClassVar[list[list[int]]] = []
+
+    def most(self, *counts):
+        self.work.append(list(counts))
+        return super().most(*counts)
+
+
+class Recorded(D2OTrainer):
+    @property
+    def _ranks(self):
+        return RecordedRanks(self.accelerator)
 
 
 def uneven_rows():
-    """Groups of 40 to 300 tokens. The first two groups of the first step exceed the budget with every single answer,
-    so that rank 0 has parts only and rank 1 whole micro-batches only; two groups of the last step are equal."""
+    """Groups of 40 to 300 tokens. Of the first four groups three exceed the budget, and of the next four one: then a
+    rank has parts only, or whole micro-batches only. Two groups of the last step are equal."""
     long, middle = "no " * 20, "because " * 4
     by_position = [
         {"prompt": "A", "rejected": "x" + long, "anchors": ["a" + long, "b" + long, "c" + long]},
         {"prompt": "B", "rejected": ["y" + long, "short"], "anchors": ["d" + long, "e" + long]},
-        {"prompt": "C", "rejected": "Sure", "anchors": ["n", "I will not"]},
-        {"prompt": "D", "rejected": ["Yes", "Ok", "Go"], "anchors": ["no"]},
-        {"prompt": "E", "rejected": middle, "anchors": ["Why?", middle + "!"]},
-        {"prompt": "F", "rejected": "f", "anchors": ["g"] * 3},
         {"prompt": "G", "rejected": "z" + long, "anchors": ["h" + long, "short"]},
+        {"prompt": "C", "rejected": "Sure", "anchors": ["n", "I will not"]},
+        {"prompt": "E", "rejected": middle, "anchors": ["Why?", middle + "!", middle + "?"]},
+        {"prompt": "D", "rejected": ["Yes", "Ok", "Go"], "anchors": ["no"]},
+        {"prompt": "F", "rejected": "f", "anchors": ["g"] * 3},
         {"prompt": "H", "rejected": "h", "anchors": ["i", "j"]},
         {"prompt": "I", "rejected": "same", "anchors": ["k", "l", middle]},
         {"prompt": "J", "rejected": ["m", "n"], "anchors": [middle]},
         {"prompt": "I", "rejected": "same", "anchors": ["k", "l", middle]},
     ]
     rows = [{}] * GROUPS
-    for row, index in zip(by_position, GroupSampler(GROUPS, seed=SEED), strict=True):
+    for row, index in zip(by_position, GroupSampler([1] * GROUPS, seed=SEED, dealt=Dealing(1, 4)), strict=True):
         rows[index] = row
     return rows
 
@@ -93,14 +108,13 @@ def train(folder, name, *, ranks):
         lr_scheduler_type="constant",
         num_train_epochs=1,
         max_grad_norm=1e6,
-        tokens_per_microbatch=BUDGET,
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
         seed=SEED,
         dataloader_pin_memory=False,
         **({"ddp_backend": "gloo"} if ranks > 1 else {}),
-        **SCENARIOS[name][ranks - 1],
+        **{"tokens_per_microbatch": BUDGET} | SCENARIOS[name][ranks - 1],
     )
     trainer = Recorded(
         model=make_model(dtype=torch.float64),
@@ -111,6 +125,7 @@ def train(folder, name, *, ranks):
         anchor_source=Source() if refreshed else None,
         anchor_schedule=AnchorSchedule(warmup_steps=1, refresh_every=1, refresh_fraction=0.5) if refreshed else None,
     )
+    RecordedRanks.work.clear()
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     trainer.train()
@@ -123,7 +138,7 @@ def train(folder, name, *, ranks):
         "anchors": [group.anchors for group in groups],
         "refresh": trainer.anchor_buffer.counts if trainer.anchor_buffer else {},
         "log": [row for row in trainer.state.log_history if "margin" in row],
-        "work": trainer.work,
+        "work": list(RecordedRanks.work),
         "steps": trainer.state.global_step,
     }
 

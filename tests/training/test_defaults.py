@@ -16,6 +16,7 @@ SAME_MEANING = {
     "objective": "objective",
     "alpha": "alpha",
     "beta": "beta",
+    "skip_weight_below": "skip_weight_below",
     "learning_rate": "learning_rate",
     "lr_scheduler_type": "lr_scheduler_type",
     "warmup_steps": "warmup_steps",

@@ -31,7 +31,8 @@ def two_processes(tmp_path_factory):
         *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
         *(str(Path(__file__).with_name("distributed_step.py")), str(folder)),
     ]
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     results = {
@@ -71,11 +72,20 @@ def test_two_processes_equal_one_with_twice_the_batch(two_processes, one_process
 def test_the_data_is_as_uneven_as_it_should_be(two_processes):
     """Otherwise the test above would prove less than it says."""
     first, second = (rank["work"] for rank in two_processes[0]["plain"])
-    assert first[0][0] == 0  # rank 0 has no whole micro-batch in the first step, rank 1 has some:
-    assert second[0][0] > 0  # so rank 0 idles there with the response that is also a part of its own first group
-    assert first[0][1] > 4
-    assert second[0][1] == 0  # and rank 1 idles while rank 0 works off its parts
+    assert first[0][0] > 0  # rank 1 has no whole micro-batch in the first step, rank 0 has some:
+    assert second[0][0] == 0  # so rank 1 idles there with the response that is also a part of its own first group
+    assert second[0][1] > 4
+    assert first[1][1] > 1
+    assert second[1][1] == 0  # and idles in the second step while rank 0 works off its parts
     assert len(uneven_rows()) % 4 == 3
+
+
+def test_finished_pairs_are_left_out_alike_and_no_rank_waits(two_processes, one_process):
+    """That the weights agree is said above; here, that there was something to leave out on both sides."""
+    ranks, alone = two_processes[0]["finished"][0]["log"], one_process[0]["finished"]["log"]
+    assert [row["finished"] for row in ranks] == [row["finished"] for row in alone] == [0.0, 0.5, 0.0]
+    assert 0 < ranks[1]["backward_skipped"] < 0.5
+    assert 0 < alone[1]["backward_skipped"] < 0.5
 
 
 def test_both_ranks_train_against_the_same_references(two_processes, one_process):

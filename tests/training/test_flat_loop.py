@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import make_model, make_tokenizer
+from naysay.training.balance import Dealing
 from naysay.training.config import D2OConfig
 from naysay.training.data import GroupSampler, encode_rows
 from naysay.training.trainer import D2OTrainer
@@ -58,7 +59,7 @@ def test_the_flat_loop_gives_the_loss_curve_of_the_trainer(tmp_path, rows, flat_
 
     encoded, _ = encode_rows(rows, make_tokenizer(), max_length=1024)
     groups = [(list(g.prompt_ids), [list(y) for y in g.anchors], [list(y) for y in g.negatives]) for g in encoded]
-    order, sampler = [], GroupSampler(len(groups), seed=0)
+    order, sampler = [], GroupSampler([1] * len(groups), seed=0, dealt=Dealing(ranks=1, groups=BATCH))
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
         shuffled = list(sampler)

@@ -33,10 +33,15 @@ class _Objective(TrainingSettings):
     """Benign prompts with answers, trained on."""
 
     @property
+    def own_settings(self) -> dict[str, float]:
+        """The keys that other objectives do not have."""
+        shared = {"objective", *TrainingSettings.model_fields}
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in shared}
+
+    @property
     def objective_args(self) -> dict[str, float]:
         """The parameters of the objective itself."""
-        own = set(type(self).model_fields) - set(TrainingSettings.model_fields) - {"objective"}
-        return {name: getattr(self, name) for name in type(self).model_fields if name in own}
+        return {name: value for name, value in self.own_settings.items() if name != "skip_weight_below"}
 
     @property
     def margin_weights(self) -> tuple[float, float]:
@@ -65,6 +70,11 @@ class D2OTraining(_Objective):
 
     beta: Weight = 0.1
     """Weight of the anchors' mean log-ratio. 0.1 is the paper's."""
+
+    skip_weight_below: float = Field(default=1e-4, ge=0.0, lt=0.5)
+    """A pair is finished where its weight w = 1 - sigmoid(margin) is below this: it gets no gradient, and a forward
+    whose pairs are all finished gets no backward. 0 = never. A finished pair would have added less than this times
+    the gradient that its answers have without w; a new pair adds 1/2 of it. Our choice."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -255,7 +255,7 @@ def _refuse_own_settings(config: RunConfig) -> None:
     """Settings that one objective alone reads: a comparison takes each objective with its own defaults."""
     training = config.training
     defaults = OBJECTIVES[training.objective]()
-    for name, value in training.objective_args.items():
+    for name, value in training.own_settings.items():
         if value != getattr(defaults, name):
             raise ConfigError(
                 f"training.{name} = {value:g}: a comparison gives every objective its own defaults, and other "

@@ -16,6 +16,8 @@ TRAINING_METRICS = (
     "negative_log_ratio_per_token",
     "grad_norm",
     "learning_rate",
+    "finished",
+    "backward_skipped",
     "tokens_per_second",
 )
 

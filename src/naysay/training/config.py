@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from transformers import TrainingArguments
@@ -17,6 +17,7 @@ _KEYS_OF_THEIR_OWN = {
     "objective_args": "training.objective and its own keys",
     "alpha": "training.alpha",
     "beta": "training.beta",
+    "skip_weight_below": "training.skip_weight_below",
     "learning_rate": "training.learning_rate",
     "lr_scheduler_type": "training.lr_scheduler_type",
     "warmup_steps": "training.warmup_steps",
@@ -34,6 +35,12 @@ _KEYS_OF_THEIR_OWN = {
     "use_cpu": "model.device",
     "seed": "training.seed",
 }
+_OF_D2O = {
+    "alpha": "use objective_args={...}",
+    "beta": "use objective_args={...}",
+    "skip_weight_below": "leave it out",
+}
+"""What d2o alone reads, and what to do about it where another objective is asked for."""
 _SET_BY_A_RUN = (
     "output_dir",
     "reference_cache_dir",
@@ -65,6 +72,12 @@ class D2OConfig(TrainingArguments):
     )
     alpha: float = field(default=0.1, metadata={"help": "Weight of the negative's log-ratio (paper: 0.1)."})
     beta: float = field(default=0.1, metadata={"help": "Weight of the anchors' mean log-ratio (paper: 0.1)."})
+    skip_weight_below: float = field(
+        default=1e-4,
+        metadata={
+            "help": "Pairs whose weight (1 - sigmoid of the margin) is below this get no gradient; d2o alone. 0: none."
+        },
+    )
     max_length: int = field(
         default=1024, metadata={"help": "Longest prompt plus answer in tokens; longer rows are dropped and counted."}
     )
@@ -99,6 +112,11 @@ class D2OConfig(TrainingArguments):
                 raise ConfigError(f"D2OConfig.{name} is {getattr(self, name)}; expected a weight of at least 0")
         if self.alpha == 0 and self.beta == 0:
             raise ConfigError("D2OConfig: alpha and beta are both 0, the loss would be constant; set one above 0")
+        if not 0 <= self.skip_weight_below < 0.5:
+            raise ConfigError(
+                f"D2OConfig.skip_weight_below is {self.skip_weight_below}; expected at least 0 and less than 0.5, the "
+                "weight of a new pair"
+            )
         self.make_objective()
         for name in ("max_length", "tokens_per_microbatch", "head_chunk"):
             value = getattr(self, name)
@@ -119,12 +137,11 @@ class D2OConfig(TrainingArguments):
         if self.objective == D2O:
             if self.objective_args:
                 raise ConfigError("D2OConfig.objective_args is not read by d2o; set alpha and beta themselves")
-            return make_objective(D2O, {"alpha": self.alpha, "beta": self.beta})
-        for name in ("alpha", "beta"):
+            found = make_objective(D2O, {"alpha": self.alpha, "beta": self.beta})
+            return replace(found, skip_weight_below=self.skip_weight_below)
+        for name, fix in _OF_D2O.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise ConfigError(
-                    f"D2OConfig.{name} is not read by objective {self.objective!r}; use objective_args={{...}}"
-                )
+                raise ConfigError(f"D2OConfig.{name} is not read by objective {self.objective!r}; {fix}")
         return make_objective(self.objective, self.objective_args)
 
 

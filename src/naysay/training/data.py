@@ -12,9 +12,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
-from naysay.core.prefix import TokenGroup
+from naysay.core.prefix import TokenGroup, group_length
 from naysay.errors import DataError
 from naysay.modeling.chat import encode_prompt, encode_response
+from naysay.training.balance import Dealing, deal_evenly
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,8 @@ class GroupDataset(Dataset[Item]):
 
     def __init__(self, groups: Sequence[EncodedGroup]):
         self.groups = list(groups)
+        # Anchors that are redrawn later do not change them: a resumed run must deal the groups as the first one did.
+        self.costs = [group_length(group.tokens) for group in groups]
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -211,26 +214,38 @@ class GroupDataset(Dataset[Item]):
 
 
 class GroupSampler(Sampler[int]):
-    """A seeded permutation for each epoch, padded so that all ranks get equally many batches.
+    """A seeded permutation for each epoch. The global random state is not touched.
 
-    accelerate would fill the last batches up by training on some groups twice; padding has weight 0 instead. With one
-    process nothing is padded. The global random state is not touched.
+    With several ranks it is padded so that all get equally many batches: accelerate would fill the last ones up by
+    training on some groups twice; padding has weight 0 instead and is not computed. The groups of each optimizer step
+    are then dealt so that the ranks' costs are about equal; which groups a step has does not depend on the costs.
+
+    Args:
+        costs: tokens of each group of the dataset.
+        seed: of the permutation, with the epoch.
+        dealt: how the loader deals groups to ranks.
     """
 
-    def __init__(self, size: int, *, seed: int, multiple: int = 1):
-        self.size, self.seed, self.multiple, self.epoch = size, seed, multiple, 0
+    def __init__(self, costs: Sequence[int], *, seed: int, dealt: Dealing):
+        self.costs, self.seed, self.dealt, self.epoch = costs, seed, dealt, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self.size / self.multiple) * self.multiple
+        multiple = self.dealt.ranks * self.dealt.groups if self.dealt.ranks > 1 else 1
+        return math.ceil(len(self.costs) / multiple) * multiple
 
     def __iter__(self) -> Iterator[int]:
+        size = len(self.costs)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.size, generator=generator).tolist()
-        padding = [self.size + order[i % self.size] for i in range(len(self) - self.size)]
-        return iter(order + padding)
+        order = torch.randperm(size, generator=generator).tolist()
+        if self.dealt.ranks > 1:
+            order = [*order, *(size + order[i % size] for i in range(len(self) - size))]
+            steps = [order[start : start + self.dealt.step] for start in range(0, len(order), self.dealt.step)]
+            costs = [[self.costs[i] if i < size else 0 for i in step] for step in steps]
+            order = [step[i] for step, of in zip(steps, costs, strict=True) for i in deal_evenly(of, self.dealt)]
+        return iter(order)
 
 
 def collate_groups(items: Sequence[Item]) -> dict[str, torch.Tensor]:

@@ -15,6 +15,9 @@ ANCHOR_LOG_RATIO = "anchor_log_ratio"
 ANCHOR_LOG_RATIO_PER_TOKEN = "anchor_log_ratio_per_token"
 NEGATIVE_LOG_RATIO = "negative_log_ratio"
 NEGATIVE_LOG_RATIO_PER_TOKEN = "negative_log_ratio_per_token"
+# Shares, 0 to 1: of pairs below `skip_weight_below`, and of backward passes that were left out.
+FINISHED = "finished"
+BACKWARD_SKIPPED = "backward_skipped"
 TOKENS_PER_SECOND = "tokens_per_second"
 
 _SUMS = (
@@ -27,13 +30,17 @@ _SUMS = (
     "negative_ratio",
     "negative_tokens",
     "tokens",
+    "finished",
+    "passes",
+    "passes_skipped",
 )
 
 
 class StepMetrics:
     """Sums over all micro-batches and optimizer steps since the last log; one reduction over ranks when read."""
 
-    def __init__(self) -> None:
+    def __init__(self, skip_weight_below: float = 0.0) -> None:
+        self._finished_below = skip_weight_below
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64)
         self._started: float | None = None
 
@@ -45,16 +52,15 @@ class StepMetrics:
     def add(
         self,
         terms: D2OTerms,
-        weight_B: Tensor,
         group: GroupLogps,
         anchor_tokens: Tensor,
         negative_tokens: Tensor,
         computed_tokens: int,
     ) -> None:
-        """Add a micro-batch; `weight_B` is 0 for padding groups, token counts are [B, K] and [B, N]."""
-        pair = group.negative_mask * weight_B[:, None]
+        """Add a micro-batch; token counts are [B, K] and [B, N]."""
+        pair = group.negative_mask
         # A group without negatives is normal data: its answers are not anchors.
-        anchor = group.anchor_mask * weight_B[:, None] * group.negative_mask.any(1, keepdim=True)
+        anchor = group.anchor_mask & pair.any(1, keepdim=True)
         values = [
             pair.sum(),
             (terms.margin * pair).sum(),
@@ -65,8 +71,13 @@ class StepMetrics:
             (terms.negative_log_ratio * pair).sum(),
             (negative_tokens * pair).sum(),
             torch.tensor(float(computed_tokens), device=pair.device),
+            ((terms.weight < self._finished_below) * pair).sum(),
         ]
-        self._sums += torch.stack([value.detach().double() for value in values]).cpu()
+        self._sums[: len(values)] += torch.stack([value.detach().double() for value in values]).cpu()
+
+    def add_pass(self, *, skipped: bool) -> None:
+        """Add a backward pass: of a micro-batch, or of a part of a group in two passes."""
+        self._sums[-2:] += torch.tensor([1.0, float(skipped)])
 
     def flush(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means since the last flush over all ranks, then start anew. `reduce_sum` adds a tensor up over the ranks."""
@@ -83,5 +94,7 @@ class StepMetrics:
             ANCHOR_LOG_RATIO_PER_TOKEN: sums["anchor_ratio"] / sums["anchor_tokens"],
             NEGATIVE_LOG_RATIO: sums["negative_ratio"] / sums["pairs"],
             NEGATIVE_LOG_RATIO_PER_TOKEN: sums["negative_ratio"] / sums["negative_tokens"],
+            FINISHED: sums["finished"] / sums["pairs"],
+            BACKWARD_SKIPPED: sums["passes_skipped"] / sums["passes"],
             TOKENS_PER_SECOND: sums["tokens"] / seconds if seconds > 0 else 0.0,
         }

@@ -31,10 +31,14 @@ class Others:
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective with its parameters. Example: `make_objective("npo", {"beta": 0.1})`."""
+    """An objective with its parameters. Example: `make_objective("npo", {"beta": 0.1})`.
+
+    A pair whose weight is below `skip_weight_below` is finished and gets no gradient; at 0 none is.
+    """
 
     name: str
     args: Mapping[str, float] = field(default_factory=dict)
+    skip_weight_below: float = 0.0
 
     @property
     def anchors_read(self) -> AnchorUse:

@@ -10,7 +10,7 @@ from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import explain_storage_errors, write_directory_atomic, write_jsonl
 from naysay.config.anchors import SCHEDULE_KEYS
 from naysay.config.model import ModelConfig
-from naysay.config.objectives import D2O, TrainingConfig
+from naysay.config.objectives import D2OTraining, TrainingConfig
 from naysay.config.run import RunConfig
 from naysay.errors import DataError
 from naysay.modeling.adapters import INITIAL, load_reference, lora_config
@@ -36,6 +36,8 @@ _METRICS = (
     "negative_log_ratio_per_token",
     "grad_norm",
     "learning_rate",
+    "finished",
+    "backward_skipped",
     "tokens_per_second",
 )
 
@@ -167,8 +169,9 @@ def _seed(config: RunConfig) -> int:
 
 
 def _objective(training: TrainingConfig) -> dict[str, Any]:
-    if training.objective == D2O:
-        return {"objective": D2O, **training.objective_args}
+    if isinstance(training, D2OTraining):
+        below = training.skip_weight_below
+        return {"objective": training.objective, **training.objective_args, "skip_weight_below": below}
     return {"objective": training.objective, "objective_args": training.objective_args}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from naysay.core.groups import Answers, GroupLogps
+from naysay.core.groups import Answers, D2OTerms, GroupLogps
 from naysay.core.prefix import TokenGroup, group_length, plan_microbatches, split_group
 
 
@@ -46,17 +46,34 @@ class Work:
 
 
 def plan_work(batch: Batch, budget: int) -> tuple[list[Work], list[Work]]:
-    """(whole micro-batches, parts of oversized groups). The most demanding work comes first."""
+    """(whole micro-batches, parts of oversized groups), padding left out. The most demanding work comes first."""
     lengths = batch.lengths
-    whole = [i for i, length in enumerate(lengths) if length <= budget]
-    parts = [
-        Work((i,), tuple(part))
-        for i, length in enumerate(lengths)
-        if length > budget
-        for part in split_group(batch.groups[i], budget)
-    ]
+    real = [i for i, weight in enumerate(batch.tensors["weight"].tolist()) if weight > 0]
+    whole = [i for i in real if lengths[i] <= budget]
+    oversized = [i for i in real if lengths[i] > budget]
+    parts = [Work((i,), tuple(part)) for i in oversized for part in split_group(batch.groups[i], budget)]
     batches = plan_microbatches([lengths[i] for i in whole], budget)
     return [Work(tuple(whole[i] for i in members)) for members in batches], parts
+
+
+@dataclass(frozen=True)
+class MicroLoss:
+    """The summed loss of some groups; without a gradient where all their pairs are finished."""
+
+    total: Tensor
+    has_gradient: bool
+
+
+def micro_loss(terms: D2OTerms, *, skip_weight_below: float) -> MicroLoss:
+    """Sum of the loss over pairs.
+
+    A pair whose weight w is below the threshold t counts in the value and not in the gradient. D²O's gradient of pair
+    p is w_p g_p, with g_p = α∇log π(y_l) − (β/K) Σ ∇log π(y_i). So the gradient of a step over P pairs, F of them
+    finished, differs by at most t · (F/P) · max ‖g_p‖ from the exact one; a pair that is new (w = 1/2) adds ‖g_p‖ / 2P.
+    """
+    # Not `>=`: a NaN stays in the gradient and is found.
+    open_BN = ~(terms.weight < skip_weight_below)
+    return MicroLoss(torch.where(open_BN, terms.loss, terms.loss.detach()).sum(), bool(open_BN.any()))
 
 
 def group_logps(batch: Batch, members: Sequence[int], logp_R: Tensor) -> GroupLogps:

@@ -57,10 +57,10 @@ class StepConstant:
             self.value = self._mean
 
     def add(self, terms: D2OTerms, pair_BN: Tensor) -> None:
-        """Log-ratios of a micro-batch's pairs, weighted by `pair_BN`: they count from the next step on."""
+        """Log-ratios of a micro-batch's pairs, where `pair_BN` holds: they count from the next step on."""
         if self._objective.name == "bco_negative":
             ratios = self._objective.args["beta"] * terms.negative_log_ratio.detach() * pair_BN
-            self._pending += torch.stack([ratios.sum(), pair_BN.sum()]).float().cpu()
+            self._pending += torch.stack([ratios.sum(), pair_BN.sum().to(ratios)]).float().cpu()
 
     def save(self, checkpoint: Path) -> None:
         """Write what a resumed run needs; ranks share what is pending only at the next step."""

@@ -5,8 +5,7 @@ What is replaced is the forward and backward of a step: prompts shared by their 
 budget, and the exact denominator (pairs of the whole optimizer step over all ranks and micro-batches).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from naysay.errors import DataError, InputNotFoundError, ModelError, NonFiniteLo
 from naysay.modeling.adapters import add_adapter
 from naysay.modeling.forward import enable_group_forward, response_logps, token_budget
 from naysay.modeling.loading import refuse_dropout
+from naysay.training.balance import Dealing
 from naysay.training.checkpoints import check_references, last_complete, mark_complete
 from naysay.training.config import D2OConfig
 from naysay.training.data import EncodedGroup, EncodingCounts, GroupCollator, GroupDataset, GroupSampler, token_groups
 from naysay.training.metrics import StepMetrics
 from naysay.training.objectives import Others
 from naysay.training.preparation import Preparation, Rows, as_reference, check_arguments, output_dir
+from naysay.training.ranks import Ranks
 from naysay.training.references import Reference, ReferencePair
 from naysay.training.refresh import (
     AnchorBuffer,
@@ -39,8 +40,10 @@ from naysay.training.refresh import (
 )
 from naysay.training.step import (
     Batch,
+    MicroLoss,
     Work,
     group_logps,
+    micro_loss,
     negative_values,
     other_answers,
     plan_work,
@@ -131,7 +134,7 @@ class D2OTrainer(Trainer):
                 "with is_trainable=True"
             )
         enable_group_forward(model)
-        self._metrics = StepMetrics()
+        self._metrics = StepMetrics(self._objective.skip_weight_below)
         self._constant = StepConstant(self._objective)
         self._token_budget = token_budget(args.tokens_per_microbatch, args.device)
         self._collate = GroupCollator(groups["normal"])
@@ -191,28 +194,29 @@ class D2OTrainer(Trainer):
             inputs = self._collate(self.train_dataset.items(inputs["row"], inputs["weight"]))
         batch = Batch(token_groups(inputs), self._prepare_inputs(inputs))
         pairs = num_items_in_batch if num_items_in_batch is not None else self._get_num_items_in_batch([inputs])
-        self._constant.start(self.state.global_step, lambda rows: self._mismatched(model, rows), self._sum_over_ranks)
-        scale = self.accelerator.num_processes / pairs
+        ranks = self._ranks
+        self._constant.start(self.state.global_step, lambda rows: self._mismatched(model, rows), ranks.sum)
+        scale = ranks.count / pairs
         whole, parts = plan_work(batch, self._token_budget)
-        whole_count, part_count = self._most_of_all_ranks(len(whole), len(parts))
-        # A rank that has less to do than another repeats a response with coefficient 0, so that all ranks run the
+        whole_count, part_count = ranks.most(len(whole), len(parts))
+        # A rank that has less to do than another repeats a response with coefficient 0 where all ranks must run the
         # same collectives (FSDP gathers parameters in each forward).
         idle = Work((0,), (0,), idle=True)
-        coefficients, losses = self._first_pass(model, batch, parts, [idle] * (part_count - len(parts)), scale)
-        queue = [*whole, *[idle] * (whole_count - len(whole)), *parts, *[idle] * (part_count - len(parts))]
+        idle_whole, idle_parts = [idle] * (whole_count - len(whole)), [idle] * (part_count - len(parts))
+        coefficients, losses = self._first_pass(model, batch, parts, idle_parts, scale)
+        coefficients[idle] = torch.zeros(())
+        # Where all ranks have padding alone, one pass still carries the gradients between them.
+        queue = [*whole, *idle_whole, *parts, *idle_parts] or [idle]
         for number, work in enumerate(queue):
-            with self._synchronised(model, last=number == len(queue) - 1):
-                logp_R = self._logps(model, work.tokens(batch))
-                if work.responses is None:
-                    loss = self._micro_loss(batch, work.members, logp_R) * scale
-                    losses[work] = loss.detach()
-                elif work in coefficients:
-                    loss = (coefficients[work].to(logp_R.dtype) * logp_R).sum()
+            last = number == len(queue) - 1
+            with ranks.synchronised(model, last=last):
+                optional = ranks.can_leave_out(last=last)
+                if work in coefficients:
+                    self._surrogate_pass(model, batch, work, coefficients[work], optional=optional)
                 else:
-                    loss = logp_R.sum() * 0.0
-                self.accelerator.backward(loss)
+                    losses[work] = self._joint_pass(model, batch, work, scale, optional=optional)
         self._stop_if_not_finite(batch, losses)
-        return torch.stack(list(losses.values())).sum()
+        return sum(losses.values(), start=torch.zeros((), device=self.args.device))
 
     def _first_pass(
         self, model: nn.Module, batch: Batch, parts: list[Work], idle: list[Work], scale: Any
@@ -228,15 +232,35 @@ class D2OTrainer(Trainer):
         for member in dict.fromkeys(work.members[0] for work in parts):
             mine = [(work, logp) for work, logp in zip(parts, found, strict=False) if work.members[0] == member]
             logp_R = torch.cat([logp for _, logp in mine]).requires_grad_()
-            loss = self._micro_loss(batch, (member,), logp_R) * scale
+            loss = self._micro_loss(batch, (member,), logp_R).total * scale
             (gradient_R,) = torch.autograd.grad(loss, logp_R)
             losses[mine[0][0]] = loss.detach()
             for (work, _), part in zip(mine, gradient_R.split([len(logp) for _, logp in mine]), strict=True):
                 coefficients[work] = part
         return coefficients, losses
 
-    def _micro_loss(self, batch: Batch, members: Sequence[int], logp_R: Tensor) -> Tensor:
-        """Sum of the loss over the pairs of `members`; padding groups have weight 0. Adds to the step's metrics."""
+    def _surrogate_pass(
+        self, model: nn.Module, batch: Batch, work: Work, coefficient_R: Tensor, *, optional: bool
+    ) -> None:
+        """Pass 2 of a part, or idle work; left out where no response has a coefficient and the ranks allow it."""
+        skipped = optional and not bool(coefficient_R.any())
+        if not skipped:
+            logp_R = self._logps(model, work.tokens(batch))
+            self.accelerator.backward((coefficient_R.to(logp_R) * logp_R).sum())
+        if not work.idle:
+            self._metrics.add_pass(skipped=skipped)
+
+    def _joint_pass(self, model: nn.Module, batch: Batch, work: Work, scale: Any, *, optional: bool) -> Tensor:
+        """Forward and backward of whole groups; the scaled loss. Finished groups get no backward."""
+        loss = self._micro_loss(batch, work.members, self._logps(model, work.tokens(batch)))
+        skipped = optional and not loss.has_gradient
+        if not skipped:
+            self.accelerator.backward(loss.total * scale)
+        self._metrics.add_pass(skipped=skipped)
+        return loss.total.detach() * scale
+
+    def _micro_loss(self, batch: Batch, members: Sequence[int], logp_R: Tensor) -> MicroLoss:
+        """Sum of the loss over the pairs of `members`. Adds to the step's metrics."""
         unlikelihood_R = None
         if logp_R.dim() == 2:
             logp_R, unlikelihood_R = logp_R.unbind(1)
@@ -250,12 +274,11 @@ class D2OTrainer(Trainer):
             constant=self._constant.value,
         )
         terms = self.objective(group, others)
-        weight_B = batch.tensors["weight"][list(members)].to(logp_R)
         if self.model.training:
-            self._constant.add(terms, group.negative_mask * weight_B[:, None])
+            self._constant.add(terms, group.negative_mask)
             computed = sum(batch.lengths[i] for i in members)
-            self._metrics.add(terms, weight_B, group, anchor_tokens, negative_tokens, computed)
-        return (terms.loss * weight_B[:, None]).sum()
+            self._metrics.add(terms, group, anchor_tokens, negative_tokens, computed)
+        return micro_loss(terms, skip_weight_below=self._objective.skip_weight_below)
 
     def objective(self, group: GroupLogps, others: Others) -> D2OTerms:
         """Per-pair terms of the loss; the place to override for a loss of your own."""
@@ -288,11 +311,11 @@ class D2OTrainer(Trainer):
         with torch.no_grad():
             logps = {work: self._logps(model, work.tokens(batch)) for work in [*whole, *parts]}
             total = torch.stack(
-                [self._micro_loss(batch, work.members, logps[work]) for work in whole] or [torch.zeros(())]
+                [self._micro_loss(batch, work.members, logps[work]).total for work in whole] or [torch.zeros(())]
             ).sum()
             for member in dict.fromkeys(work.members[0] for work in parts):
                 logp_R = torch.cat([logps[work] for work in parts if work.members[0] == member])
-                total = total + self._micro_loss(batch, (member,), logp_R)
+                total = total + self._micro_loss(batch, (member,), logp_R).total
         return total / _pairs(inputs), None, None
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -308,7 +331,7 @@ class D2OTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer's, with margin, weight and the anchor and negative log-ratios apart."""
         if "loss" in logs:
-            logs = {**logs, **self._metrics.flush(self._sum_over_ranks)}
+            logs = {**logs, **self._metrics.flush(self._ranks.sum)}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -320,16 +343,15 @@ class D2OTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupSampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        world = self.accelerator.num_processes
-        multiple = world * self.args.per_device_train_batch_size if world > 1 else 1
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return GroupSampler(len(dataset), seed=seed, multiple=multiple)
+        dealt = Dealing(self._ranks.count, self.args.train_batch_size, self.args.gradient_accumulation_steps)
+        return GroupSampler(dataset.costs, seed=seed, dealt=dealt)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any = None) -> Tensor:
         """Pairs of the whole optimizer step, over all micro-batches and ranks: the denominator of the loss."""
         self._constant.expect(batch_samples)
         pairs = sum((_pairs(batch) for batch in batch_samples), start=torch.zeros(()))
-        return self._sum_over_ranks(pairs.to(self.args.device))
+        return self._ranks.sum(pairs.to(self.args.device))
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -347,37 +369,12 @@ class D2OTrainer(Trainer):
             self._constant.save(folder)
             mark_complete(folder, self.reference_digests)
 
-    def _most_of_all_ranks(self, *counts: int) -> list[int]:
-        if self.accelerator.num_processes == 1:
-            return list(counts)
-        mine = torch.tensor([counts], device=self.args.device)
-        gathered: Any = self.accelerator.gather(mine)
-        return gathered.amax(0).tolist()
-
-    def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return value
-        # float32: some backends have no float64.
-        summed: Any = self.accelerator.reduce(value.to(self.args.device, torch.float32), reduction="sum")
-        return summed.cpu()
-
-    @contextmanager
-    def _synchronised(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """Gradients travel between ranks only with the last backward of the optimizer step."""
-        state = self.accelerator.gradient_state
-        if last or not state.sync_gradients:
-            yield
-            return
-        state._set_sync_gradients(False)
-        try:
-            with self.accelerator.no_sync(model):
-                yield
-        finally:
-            state._set_sync_gradients(True)
+    @property
+    def _ranks(self) -> Ranks:
+        return Ranks(self.accelerator)
 
     def _stop_if_not_finite(self, batch: Batch, losses: Mapping[Work, Tensor]) -> None:
-        finite = torch.isfinite(torch.stack(list(losses.values()))).tolist()
-        bad = [work for work, good in zip(losses, finite, strict=True) if not good]
+        bad = [work for work, loss in losses.items() if not torch.isfinite(loss)]
         if bad:
             rows = batch.tensors["row"].tolist()
             ids = ", ".join(self.train_dataset.groups[rows[i]].group_id for work in bad for i in work.members)
