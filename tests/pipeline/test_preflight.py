@@ -40,3 +40,12 @@ def test_normal_data_leave_a_benign_prompt_to_the_evaluation(tmp_path, count):
         return
     with pytest.raises(DataError, match="found one; expected at least 2"):
         check_objective(config, run)
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", 1), ("meta", 0)])
+def test_crowded_cores_are_said_once_where_the_model_computes_on_them(bench, monkeypatch, device, said):
+    monkeypatch.setattr("naysay.modeling.threads.crowded_cores", lambda: "2 compute threads, but ...")
+    bench.do(f"model.device={device}")
+    assert [event.stage for event in bench.events if "compute threads" in event.text] == ["sample"] * said
+    bench.do(f"model.device={device}")
+    assert "compute threads" not in bench.notes()  # nothing is computed

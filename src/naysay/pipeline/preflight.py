@@ -88,6 +88,14 @@ def check_objective(config: RunConfig, run: RunDirectory) -> None:
         )
 
 
+def crowded_cores(config: RunConfig) -> str | None:
+    """What to say before a stage whose model computes on cores that other processes use; None where they are free."""
+    from naysay.modeling import threads
+    from naysay.modeling.loading import pick_device
+
+    return threads.crowded_cores() if pick_device(config.model.device).type == "cpu" else None
+
+
 def warnings(config: RunConfig) -> list[str]:
     """What a config asks for that is allowed and most likely not meant, one line each."""
     anchors, steps = config.anchors, config.training.max_steps

@@ -17,7 +17,7 @@ from naysay.pipeline.acceptance import Request, accept_config, finish_redo, make
 from naysay.pipeline.completion import Partial, clear_work, is_done, output_digests, relative_names, remove_stage
 from naysay.pipeline.graph import Modules, execute, position
 from naysay.pipeline.identity import MISSING, Digests, Identity, identify
-from naysay.pipeline.preflight import check_objective, check_settings, check_split, warnings
+from naysay.pipeline.preflight import check_objective, check_settings, check_split, crowded_cores, warnings
 from naysay.pipeline.reuse import open_other_run, take_over
 
 
@@ -37,6 +37,7 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+_WITH_MODEL: frozenset[Stage] = frozenset({"sample", "train", "evaluate"})
 
 
 def run_stages(
@@ -98,6 +99,7 @@ class _Session:
         self.on_event = on_event
         self.modules = modules
         self.digests = Digests()
+        self.looked_at_cores = False
 
     def identity(self, stage: Stage) -> Identity:
         return identify(stage, self.modules(stage), self.request.config, self.run, self.digests)
@@ -160,6 +162,7 @@ class _Session:
         spent = self._spent_before(identity, names)
         Partial(identity.key, spent, names).save(self.run, stage)
         self.on_event(Event("started", stage, seconds=spent))
+        self._look_at_cores(stage)
         start = time.monotonic()
         try:
             counts = execute(stage, module, self.request.config, self.run)
@@ -180,6 +183,14 @@ class _Session:
         )
         Partial.remove(self.run, stage)
         self.on_event(Event("finished", stage, seconds=seconds, counts=counts))
+
+    def _look_at_cores(self, stage: Stage) -> None:
+        """Once, before the first stage that runs the model."""
+        if stage in _WITH_MODEL and not self.looked_at_cores:
+            self.looked_at_cores = True
+            line = crowded_cores(self.request.config)
+            if line is not None:
+                self.on_event(Event("note", stage, text=line))
 
     def _spent_before(self, identity: Identity, outputs: Sequence[str]) -> float:
         """Seconds of earlier sessions; partial work of another key, or of unknown origin, is removed."""
