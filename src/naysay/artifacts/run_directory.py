@@ -66,6 +66,10 @@ class RunDirectory:
         return self.path / "train" / "metrics.jsonl"
 
     @property
+    def guard(self) -> Path:
+        return self.path / "train" / "guard.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

@@ -23,6 +23,8 @@ _SHOWN: dict[str, dict[str, str]] = {
 }
 """Counts of a stage that are worth its line: label -> dotted name. For other stages, the first ones that are not 0."""
 
+STOPPED_BY_GUARD = 3
+"""The exit code."""
 _MOST_COUNTS = 5
 
 
@@ -76,6 +78,21 @@ def print_result(config: "RunConfig", run: "RunDirectory") -> None:
     typer.echo(f"\nverdict  {verdict}")
     typer.echo(f"report   {run.report.resolve()}")
     typer.echo(f"\n# use it\n{loading_snippet(config, run)}")
+
+
+def end_if_stopped(run: "RunDirectory") -> None:
+    """Exit with code 3 where the collapse guard stopped the training, after saying why and what was kept."""
+    manifest = run.manifest("train")
+    stop = manifest.counts.get("guard") if manifest is not None else None
+    if not stop:
+        return
+    typer.echo(
+        f"naysay: the guard stopped training at step {stop['step']}: {stop['reason']}; the weights of step "
+        f"{stop['kept_step']} were kept; try a lower training.learning_rate or fewer steps (bound: {stop['bound']}; "
+        "docs/guard.md)",
+        err=True,
+    )
+    raise typer.Exit(STOPPED_BY_GUARD)
 
 
 def loading_snippet(config: "RunConfig", run: "RunDirectory") -> str:

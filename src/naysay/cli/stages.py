@@ -5,7 +5,7 @@ import typer
 from naysay.cli import options as flags
 from naysay.cli.environment import prepare_environment
 from naysay.cli.failures import current_run
-from naysay.cli.lines import StageLines, print_result
+from naysay.cli.lines import StageLines, end_if_stopped, print_result
 from naysay.cli.options import RunOptions, resolve
 
 STAGE_HELP = {
@@ -77,3 +77,5 @@ def run_command(options: RunOptions, stages: tuple[str, ...]) -> None:
     run = run_stages(config, out, stages, redo=options.redo, reuse=options.reuse, on_event=show)
     if "report" in stages:
         print_result(config, run)
+    if "train" in stages:
+        end_if_stopped(run)

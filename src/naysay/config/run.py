@@ -8,6 +8,7 @@ from naysay.config.anchors import AnchorsConfig
 from naysay.config.base import Section
 from naysay.config.data import DataConfig
 from naysay.config.evaluation import EvaluationConfig
+from naysay.config.guard import GuardConfig
 from naysay.config.model import ModelConfig
 from naysay.config.objectives import D2OTraining, TrainingConfig
 from naysay.config.references import INITIAL, ReferencesConfig
@@ -26,6 +27,7 @@ class RunConfig(Section):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     references: ReferencesConfig = Field(default_factory=ReferencesConfig)
     training: TrainingConfig = Field(default_factory=D2OTraining)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="after")

@@ -145,6 +145,19 @@ def log_complement(logp: Float[Tensor, "*M"]) -> Float[Tensor, "*M"]:
     return torch.log(-torch.expm1(logp.clamp(max=-1e-6)))
 
 
+def logp_and_entropy(
+    hidden: Float[Tensor, "M D"], targets: Int[Tensor, " M"], head: Head, *, chunk: int
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """(log π(target), entropy of π over the whole vocabulary) in nats at each position, temperature 1; no gradient."""
+    parts = []
+    with torch.no_grad():
+        for hidden_CD, target_C in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+            logp_CV = _at_least_float32(head(hidden_CD)).log_softmax(-1)
+            parts.append((logp_CV.gather(1, target_C[:, None])[:, 0], -(logp_CV.exp() * logp_CV).sum(-1)))
+    logps, entropies = zip(*parts, strict=True) if parts else ([hidden.new_zeros(0)], [hidden.new_zeros(0)])
+    return torch.cat(list(logps)), torch.cat(list(entropies))
+
+
 def kl_by_token(
     hidden_p: Float[Tensor, "M D"], hidden_q: Float[Tensor, "M D"], head_p: Head, head_q: Head, *, chunk: int
 ) -> Float[Tensor, " M"]:

@@ -123,6 +123,8 @@ class Plan:
             "seed": spec.seed,
         }
         raw["evaluation"]["split"] = "dev" if spec.phase == "tune" else "heldout"
+        # Every objective is trained to its budget; what it did to the model is measured.
+        raw["guard"] = {"enabled": False}
         return parse_config(raw, origin=f"objective {spec.objective}")
 
     def values(self) -> dict[str, Any]:
@@ -240,6 +242,7 @@ def _shared_values(config: RunConfig) -> dict[str, Any]:
     for key in SET_HERE:
         section, name = key.split(".")
         values[section].pop(name, None)
+    del values["guard"]
     return values
 
 

@@ -23,6 +23,7 @@ TONES: Mapping[Label, tuple[str, str]] = {
     "over_refusal": ("bad", "Refuses too much"),
     "drifted": ("bad", "Drifted"),
     "collapsed": ("bad", "Collapsed"),
+    "stopped": ("bad", "Stopped by the guard"),
 }
 
 

@@ -1,5 +1,6 @@
 """The last stage: report.html for people, summary.json for programs, a model card, from what the others left."""
 
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     generations = read_records(run.generations, Generation)
     manifests = _manifests(run)
     version = metadata.version("naysay")
-    verdict = decide(evaluation, kl_bound)
+    verdict = decide(evaluation, kl_bound, _stop(manifests))
     title, subtitle = _titles(config)
     page = render(
         title=title,
@@ -77,6 +78,11 @@ def _manifests(run: RunDirectory) -> list[Manifest]:
     """Of the stages before this one, in their order; one that never ran has none."""
     found = [run.manifest(stage) for stage in STAGES if stage != "report"]
     return [manifest for manifest in found if manifest is not None]
+
+
+def _stop(manifests: Sequence[Manifest]) -> Mapping[str, Any] | None:
+    """What the collapse guard said, where it ended the training."""
+    return next((item.counts.get("guard") for item in manifests if item.stage == "train"), None)
 
 
 def _titles(config: RunConfig) -> tuple[str, str]:

@@ -1,8 +1,10 @@
 """Stage `train`: reference log-probs, D²O, then an adapter (or a model) that plain peft and transformers load."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,21 @@ from naysay.config.anchors import SCHEDULE_KEYS
 from naysay.config.model import ModelConfig
 from naysay.config.objectives import D2OTraining, TrainingConfig
 from naysay.config.run import RunConfig
-from naysay.errors import DataError
+from naysay.errors import DataError, NonFiniteLossError
 from naysay.modeling.adapters import INITIAL, load_reference, lora_config
 from naysay.modeling.chat import template_file
 from naysay.modeling.loading import load_model, load_tokenizer, resolve
 from naysay.training.checkpoints import last_complete, remove_incomplete
 from naysay.training.config import D2OConfig
+from naysay.training.guard import CollapseGuard
+from naysay.training.probe import Probe
 from naysay.training.progress import TrainingProgress
 from naysay.training.references import Reference
 from naysay.training.refresh import AnchorSchedule, AnchorSource
 from naysay.training.rows import files, normal_file, normal_rows, training_rows
 from naysay.training.trainer import D2OTrainer
 
-VERSION = 2
+VERSION = 3
 GROUPS = "groups.jsonl"
 _METRICS = (
     "loss",
@@ -55,6 +59,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json"),
         "references": config.references.model_dump(mode="json"),
         "training": training,
+        "guard": config.guard.model_dump(mode="json"),
     }
 
 
@@ -80,11 +85,14 @@ def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
     )
     # The model card is the report's, which knows the evaluation.
     files = {folder / config_file, *(path for path in folder.glob("*") if path.name != "README.md")}
-    return [*sorted(files), run.metrics, run.train / GROUPS, normal_file(run)]
+    guard = [run.guard] if config.guard.enabled else []
+    return [*sorted(files), run.metrics, run.train / GROUPS, normal_file(run), *guard]
 
 
 def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | None = None) -> dict[str, Any]:
     """Train, going on from the last complete checkpoint of a killed run.
+
+    Where the collapse guard stops it, the weights of its last check that held are the result, and guard.json says why.
 
     Args:
         config: the whole configuration.
@@ -94,7 +102,7 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
     Raises:
         DataError: no group with a negative and an anchor.
         ModelError: the model, a reference or the settings cannot be used.
-        NonFiniteLossError: stopped before the optimizer step.
+        NonFiniteLossError: stopped before the optimizer step, and the guard is off.
     """
     rows = training_rows(
         run, "train", chosen=config.training.needs_chosen, acceptable_share=config.anchors.acceptable_share
@@ -124,12 +132,17 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
         groups = list(_group_rows(trainer, rows))
         write_jsonl(run.train / GROUPS, groups)
         write_jsonl(normal_file(run), ({"prompt_id": row["prompt_id"]} for row in normal or ()))
-        _train(trainer, run)
+        guard = _guard(trainer, config, run, tokenizer, rows) if config.guard.enabled else None
+        _train(trainer, run, guard)
         history = [row for row in trainer.state.log_history if "loss" in row]
         write_jsonl(run.metrics, [{name: row.get(name) for name in ("step", "epoch", *_METRICS)} for row in history])
         folder = run.adapter if config.training.method == "lora" else run.model
-        write_directory_atomic(folder, lambda temporary: _save(trainer, temporary))
-    return _counts(trainer, rows, groups)
+        if guard is not None and guard.stop is not None:
+            write_directory_atomic(folder, lambda temporary: _copy(_good(run), temporary))
+        else:
+            write_directory_atomic(folder, lambda temporary: _save(trainer, temporary))
+    counts = _counts(trainer, rows, groups)
+    return counts if guard is None or guard.stop is None else {**counts, "guard": asdict(guard.stop)}
 
 
 def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
@@ -181,12 +194,36 @@ def _reference(name: str, policy: ModelConfig, model: Any, tokenizer: Any) -> Re
     return Reference.of(load_reference(name, policy, model), tokenizer)
 
 
-def _train(trainer: D2OTrainer, run: RunDirectory) -> None:
+def _guard(
+    trainer: D2OTrainer, config: RunConfig, run: RunDirectory, tokenizer: Any, rows: Sequence[dict[str, Any]]
+) -> CollapseGuard:
+    probe = Probe(run, config, tokenizer, rows)
+    return CollapseGuard(
+        measure=lambda: probe.measure(trainer.model),
+        keep=lambda: write_directory_atomic(_good(run), lambda temporary: _save(trainer, temporary)),
+        config=config.guard,
+        log=run.guard,
+    )
+
+
+def _good(run: RunDirectory) -> Path:
+    """The weights of the guard's last check that held."""
+    return run.train / "good"
+
+
+def _train(trainer: D2OTrainer, run: RunDirectory, guard: CollapseGuard | None) -> None:
     trainer.remove_callback(_printer())
     remove_incomplete(run.train)
     found = last_complete(run.train)
-    with _progress(trainer):
-        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    if guard is not None:
+        trainer.add_callback(guard)
+    try:
+        with _progress(trainer):
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
+    except NonFiniteLossError as error:
+        if guard is None:
+            raise
+        guard.not_finite(error, trainer.state.global_step)
 
 
 @contextmanager
@@ -210,6 +247,10 @@ def _save(trainer: D2OTrainer, folder: Path) -> None:
     # The report writes the model card, with the evaluation in it; checkpoints keep the trainer's arguments.
     for name in ("README.md", "training_args.bin"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _copy(good: Path, folder: Path) -> None:
+    shutil.copytree(good, folder, dirs_exist_ok=True)
 
 
 def _group_rows(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
