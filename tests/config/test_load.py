@@ -170,6 +170,9 @@ OTHER = {
     "training.lora.target_modules": ["q_proj"],
     "training.trainer_args": {"adam_beta2": 0.9},
     "evaluation.split": "dev",
+    "guard.enabled": False,
+    "guard.entropy_range": (0.5, 2.0),
+    "guard.length_range": (0.5, 2.0),
 }
 
 

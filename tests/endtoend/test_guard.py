@@ -7,7 +7,13 @@ from transformers import AutoModelForCausalLM
 
 from naysay.artifacts.store import read_json, read_jsonl
 
-DESTRUCTIVE = ("training.objective=ga", "training.learning_rate=1.0", "training.max_steps=40", "guard.every=1")
+DESTRUCTIVE = (
+    "training.objective=ga",
+    "training.learning_rate=1.0",
+    "training.max_steps=40",
+    "guard.every=1",
+    "guard.max_anchor_fall=1",
+)
 
 
 def test_a_destructive_run_ends_with_the_last_good_weights_and_code_3(naysay, tmp_path):

@@ -45,7 +45,8 @@ RECIPE = {
     "anchors": {"k": 3, "max_new_tokens": 8, "instructions": ["Be kind.", "Be honest."]},
     "sampling": {"batch_size": 12},
     "training": {"max_steps": 4, "groups_per_step": 2, "save_steps": 1, "learning_rate": 0.01, "lora": {"rank": 4}},
-    "guard": {"every": 2, "prompts": 4, "max_new_tokens": 8, "max_anchor_fall": 4.0},
+    # The learning rate is one that no real run has.
+    "guard": {"every": 2, "prompts": 4, "max_new_tokens": 8, "max_anchor_fall": 30.0, "max_degenerate_rise": 1.0},
     "evaluation": {
         "heldout_generations": 2,
         "benign_generations": 2,

@@ -28,7 +28,7 @@ CONFIG = GuardConfig()
         ({"entropy": 0.39}, "entropy_range"),
         ({"entropy": 6.01}, "entropy_range"),
         ({"entropy": math.nan}, "entropy_range"),
-        ({"degenerate": 0.375}, None),
+        ({"degenerate": 0.4}, None),
         ({"degenerate": 0.5}, "max_degenerate_rise"),
         ({"degenerate": 0.0}, None),
         ({"refusal": 0.75}, None),

@@ -14,11 +14,12 @@ class GuardConfig(Section):
     """
 
     enabled: bool = True
+    """Whether training is watched at all."""
 
     every: int = Field(default=10, ge=1)
     """Optimizer steps between checks; the last step is always checked."""
 
-    prompts: int = Field(default=8, ge=1)
+    prompts: int = Field(default=16, ge=1)
     """Prompts that are answered at each check: look-alikes first, then other benign ones, then training prompts. As
     many training prompts give the anchors whose likelihood is watched."""
 
@@ -31,7 +32,7 @@ class GuardConfig(Section):
     entropy_range: tuple[float, float] = (0.2, 3.0)
     """The mean entropy of the next token, as multiples of what it was."""
 
-    max_degenerate_rise: float = Field(default=0.25, gt=0.0, le=1.0)
+    max_degenerate_rise: float = Field(default=0.3, gt=0.0, le=1.0)
     """Share of the probe's answers by which degenerate ones (empty, repeating, no language) may become more."""
 
     max_refusal_rise: float = Field(default=0.5, gt=0.0, le=1.0)
