@@ -87,7 +87,7 @@ def read_files(folder: Path) -> dict[str, list[LabelledAnswer]]:
 def file_accuracy(rows: Sequence[LabelledAnswer]) -> dict[str, Any]:
     """Agreement on full compliance and full refusal, and how partial refusals are classed."""
     full = [row for row in rows if row.label != PARTIAL]
-    right = sum(_refuses(row.text) == (row.label == REFUSAL) for row in full)
+    right = _right(full)
     called = [row for row in full if _refuses(row.text)]
     refusals = [row for row in full if row.label == REFUSAL]
     partial = [row for row in rows if row.label == PARTIAL]
@@ -119,7 +119,7 @@ def pruned_accuracy(files: Files, pair: Sequence[str]) -> tuple[dict[str, float]
     try:
         for name in RULES:
             setattr(heuristics, name, re.compile(_pruned(name, unchanged)))
-        rest = {name: file_accuracy(rows)["accuracy"] for name, rows in files.items() if name not in pair}
+        rest = {name: _accuracy(rows) for name, rows in files.items() if name not in pair}
         kept = sum(len(alternatives(getattr(heuristics, name).pattern)) for name in RULES)
     finally:
         for name, rule in own.items():
@@ -181,6 +181,15 @@ def _without(pattern: str, span: tuple[int, int]) -> str:
     start, end = span
     bar_before = start > 0 and pattern[start - 1] == "|"
     return pattern[: start - bar_before] + pattern[end if bar_before else end + 1 :]
+
+
+def _accuracy(rows: Sequence[LabelledAnswer]) -> float:
+    full = [row for row in rows if row.label != PARTIAL]
+    return round(_right(full) / len(full), 4)
+
+
+def _right(rows: Sequence[LabelledAnswer]) -> int:
+    return sum(_refuses(row.text) == (row.label == REFUSAL) for row in rows)
 
 
 def _declines(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.stats import norm
 
 from naysay.errors import DataError
@@ -42,8 +42,8 @@ def paired_difference_limits(first_only: int, second_only: int, n: int) -> tuple
         return (first_only - second_only - n * d) ** 2 - _Z2 * _variance(first_only, second_only, n, d)
 
     # A step away from the estimate: there the score is 0, and so is the variance where no unit or every unit changed.
-    low = -1.0 if difference == -1.0 else float(brentq(above, -1.0, difference - _STEP))
-    high = 1.0 if difference == 1.0 else float(brentq(above, difference + _STEP, 1.0))
+    low = -1.0 if difference == -1.0 else root_scalar(above, bracket=(-1.0, difference - _STEP)).root
+    high = 1.0 if difference == 1.0 else root_scalar(above, bracket=(difference + _STEP, 1.0)).root
     return low, high
 
 
