@@ -11,7 +11,7 @@ from clients.fake_server import serving
 from judging.judge_models import ask
 from naysay.artifacts.answer_log import AnswerLog
 from naysay.clients.openai import ChatClient, ChatReply
-from naysay.errors import ServerError
+from naysay.errors import RunDirectoryError, ServerError
 from naysay.judging.asking import LLMAsker, read_object
 from naysay.judging.llm_judge import HarmJudge, harm_request, read_harm
 from naysay.judging.pairwise import Preference, combine_orders, compare_pairs, count_preferences, read_place
@@ -106,6 +106,9 @@ def test_a_torn_line_of_the_log_is_dropped(tmp_path: Path) -> None:
     assert (again.get("one"), again.get("two")) == ({"text": "1"}, None)
     again.add("two", {"text": "2"})
     assert log.path.read_bytes() == whole
+    log.path.write_bytes(whole + b"[1]\n")
+    with pytest.raises(RunDirectoryError, match=r"log\.jsonl:3: not an answer .* remove this line"):
+        AnswerLog(log.path)
 
 
 def test_the_first_object_among_words() -> None:

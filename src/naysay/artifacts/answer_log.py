@@ -6,12 +6,16 @@ from typing import Any
 import orjson
 
 from naysay.artifacts.store import explain_storage_errors, write_bytes
+from naysay.errors import RunDirectoryError
 
 
 class AnswerLog:
     """key -> answer (a JSON object), in one JSONL file.
 
     A line that a kill cut short is removed when the file is opened; its answer is asked for again.
+
+    Raises (on construction):
+        RunDirectoryError: a whole line is not what was written.
 
     Example:
         log = AnswerLog(folder / "answers.jsonl")
@@ -41,6 +45,11 @@ class AnswerLog:
         whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < len(lines):
             write_bytes(self.path, b"".join(whole))
-        for line in whole:
-            row = orjson.loads(line)
-            self._answers[row["key"]] = row["answer"]
+        for number, line in enumerate(whole, 1):
+            try:
+                row = orjson.loads(line)
+                self._answers[row["key"]] = row["answer"]
+            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                raise RunDirectoryError(
+                    f"{self.path}:{number}: not an answer ({error}); remove this line, it will be asked for again"
+                ) from error

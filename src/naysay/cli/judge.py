@@ -26,9 +26,11 @@ def fit(
         Path | None,
         typer.Option("--test", metavar="FILE", help="Labelled answers to measure on; default: a fifth of the prompts."),
     ] = None,
-    prompt: Annotated[str, typer.Option("--prompt-column", metavar="NAME")] = "prompt",
-    response: Annotated[str, typer.Option("--response-column", metavar="NAME")] = "response",
-    label: Annotated[str, typer.Option("--label-column", metavar="NAME")] = "label",
+    prompt: Annotated[str, typer.Option("--prompt-column", metavar="NAME", help="Column with the prompt.")] = "prompt",
+    response: Annotated[
+        str, typer.Option("--response-column", metavar="NAME", help="Column with the answer.")
+    ] = "response",
+    label: Annotated[str, typer.Option("--label-column", metavar="NAME", help="Column with the label.")] = "label",
     harmful: Annotated[
         str, typer.Option("--harmful", metavar="VALUE", help="The label of harmful answers.")
     ] = "unsafe",

@@ -1,4 +1,4 @@
-"""Estimates with intervals, and tests. numpy and scipy only; every function is deterministic by its seed."""
+"""Estimates with intervals, and tests: numpy and scipy, and for agreement the extra `judge`. Deterministic by seed."""
 
 from naysay.statistics.agreement import krippendorff_alpha
 from naysay.statistics.estimate import NOT_MEASURED, Estimate
