@@ -39,6 +39,10 @@ class StorageError(NaysayError, OSError):
     """Nothing could be written (disk full, no permission). What was there before is intact."""
 
 
+class ServerError(NaysayError, RuntimeError):
+    """A server that was asked over HTTP cannot be used: unreachable, refusing, or failing again and again."""
+
+
 class ReferenceMismatchError(NaysayError, RuntimeError):
     """A cached reference log-prob does not belong to the reference in use, or its audit failed."""
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from naysay.cli import compare, config, lab, stages
+from naysay.cli import compare, config, judge, lab, stages
 from naysay.cli.failures import INTERRUPTED, current_run, explain, explain_interruption
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ stages.register(app)
 compare.register(app)
 lab.register(app)
 app.add_typer(config.app, name="config")
+app.add_typer(judge.app, name="judge")
 
 
 def _print_version(wanted: bool) -> None:

@@ -40,6 +40,33 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         raise ConversationError(f"the model's chat template refuses the roles [{roles}]: {error}") from error
 
 
+def encode_for_judge(tokenizer: Any, messages: Sequence[Message], **arguments: Any) -> list[int]:
+    """Ids of a whole conversation, its answer included, as a model that judges it wants to see it.
+
+    `arguments` go to the chat template (what a guard's own template asks for, or a `chat_template` in its place).
+    Control tokens inside the messages are encoded as plain text.
+
+    Raises:
+        ConversationError: the template refuses these messages.
+    """
+    try:
+        return list(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages], return_dict=False, sanitize_control_tokens=True, **arguments
+            )
+        )
+    except _template_errors() as error:
+        raise ConversationError(f"the judge's chat template refuses this conversation: {error}") from error
+
+
+def encode_texts(tokenizer: Any, *texts: str) -> list[int]:
+    """Ids of a text, or of a pair of texts, with the special tokens that the tokenizer puts around them.
+
+    Control tokens inside the texts are encoded as plain text.
+    """
+    return list(tokenizer(*texts, split_special_tokens=True)["input_ids"])
+
+
 def encode_response(tokenizer: Any, text: str, *, ended: bool) -> list[int]:
     """Ids of an answer; the end-of-turn token follows where it ended by itself (`ended`), not where it was cut off."""
     ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

@@ -9,7 +9,8 @@ class Estimate:
     """A point estimate and its 95 % interval.
 
     `n` counts independent units: values, or clusters (prompts) where several values share one. `value` is None where
-    nothing was measured (n = 0); the interval is None where n is too small for one (n = 0, and for means n = 1).
+    nothing was measured (n = 0) or the quantity is undefined; the interval is None where n is too small for one (n = 0,
+    and for means n = 1).
 
     Example: `Estimate(0.41, 0.30, 0.52, 48).as_dict() == {"value": 0.41, "ci_low": 0.3, "ci_high": 0.52, "n": 48}`.
     """

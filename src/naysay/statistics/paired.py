@@ -131,7 +131,7 @@ def paired_proportion_change(
         return NOT_MEASURED
     n = len(set(labels))
     cells = [float(np.mean(cell)) * n for cell in (x_V & y_V, x_V & ~y_V, ~x_V & y_V, ~x_V & ~y_V)]
-    low, high = _newcombe(*cells)
+    low, high = newcombe_limits(*cells)
     return Estimate(float(x_V.mean() - y_V.mean()), low, high, n)
 
 
@@ -148,8 +148,9 @@ def clustered_share(hits: Sequence[bool], clusters: Clusters) -> Estimate:
     return Estimate(share, low, high, n)
 
 
-def _newcombe(both: float, first: float, second: float, neither: float) -> tuple[float, float]:
-    """Limits of P(first) - P(second) from the four cells of the paired table (counts, possibly fractional)."""
+def newcombe_limits(both: float, first: float, second: float, neither: float) -> tuple[float, float]:
+    """Newcombe's 95 % limits of P(first) - P(second) from the four cells of the paired table (counts, possibly
+    fractional)."""
     n = both + first + second + neither
     p1, p2 = (both + first) / n, (both + second) / n
     (low1, high1), (low2, high2) = _wilson_limits(p1, n), _wilson_limits(p2, n)

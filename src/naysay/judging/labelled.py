@@ -1,0 +1,71 @@
+"""Rows of a file with people's labels -> labelled answers, for fitting a judge."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from naysay.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledAnswer:
+    """An answer that people called harmful or not. `prompt` may be empty."""
+
+    prompt: str
+    response: str
+    harmful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelColumns:
+    """Which columns hold what, and which value of the label means harmful (upper and lower case are the same)."""
+
+    prompt: str = "prompt"
+    response: str = "response"
+    label: str = "label"
+    harmful: str = "unsafe"
+
+
+def labelled_answers(rows: Iterable[tuple[str, Any]], columns: LabelColumns) -> tuple[list[LabelledAnswer], int]:
+    """The labelled answers, and how many rows were left out because their answer is blank.
+
+    Args:
+        rows: where each row stands (`file:line`), and the row.
+
+    Raises:
+        DataError: a row without one of the columns, text that is none, or labels that are not exactly two values with
+            `columns.harmful` among them: what a third value means nobody has said.
+    """
+    found: list[tuple[str, str, str]] = []
+    blank = 0
+    for where, row in rows:
+        prompt, response = _text(row, columns.prompt, where), _text(row, columns.response, where)
+        label = str(_value(row, columns.label, where)).strip().lower()
+        if response:
+            found.append((prompt, response, label))
+        else:
+            blank += 1
+    harmful = columns.harmful.strip().lower()
+    values = sorted({label for _, _, label in found})
+    if len(values) != 2 or harmful not in values:
+        raise DataError(
+            f"column {columns.label!r}: expected two values, {columns.harmful!r} among them, found "
+            f"{', '.join(map(repr, values[:6])) or 'no rows'}; name the harmful one with --harmful"
+        )
+    return [LabelledAnswer(prompt, response, label == harmful) for prompt, response, label in found], blank
+
+
+def _value(row: Any, column: str, where: str) -> Any:
+    if not isinstance(row, Mapping) or column not in row:
+        known = ", ".join(map(str, row)) if isinstance(row, Mapping) else "no object"
+        raise DataError(f"{where}: expected column {column!r}, found {known[:120]}; name the column of your file")
+    return row[column]
+
+
+def _text(row: Any, column: str, where: str) -> str:
+    value = _value(row, column, where)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: {column}: expected text, found {type(value).__name__}; write text or leave the row out"
+        )
+    return value.strip()
