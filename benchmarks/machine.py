@@ -1,4 +1,4 @@
-"""What the performance benchmark measures beside the training step: scoring, sampling, and starting up."""
+"""What the performance benchmark measures beside the training step: scoring, and starting up."""
 
 import statistics
 import subprocess
@@ -13,13 +13,8 @@ import torch
 from benchmarks.steppers import Case, group_of
 
 from naysay.config.model import ModelConfig
-from naysay.generation.hf import HFSampler
-from naysay.generation.sampler import Request, SamplingSettings
-from naysay.generation.seeds import row_seed
 from naysay.modeling.loading import load_model, load_tokenizer
 from naysay.modeling.reference import score_groups
-
-NEW_TOKENS, K = 48, 11
 
 
 def scoring(*, quick: bool, repeats: int, threads: int) -> list[dict[str, Any]]:
@@ -64,59 +59,6 @@ def scoring(*, quick: bool, repeats: int, threads: int) -> list[dict[str, Any]]:
         results.append(
             {"rival": name, "target": target, "ratio": ratio, "ratio_range": spread}
             | {"case": case.name, "tokens_per_second": rates, "text": text}
-        )
-    return results
-
-
-def sampling(*, quick: bool, repeats: int, threads: int) -> list[dict[str, Any]]:
-    """K answers to each prompt: our sampler against `generate(num_return_sequences=K)` at several batch sizes."""
-    torch.set_num_threads(threads)
-    model, tokenizer = load_model(ModelConfig()).eval(), load_tokenizer(ModelConfig())
-    generator = torch.Generator().manual_seed(0)
-    count = 4 if quick else 32
-    prompts = [torch.randint(1000, 40_000, (128,), generator=generator).tolist() for _ in range(count)]
-    settings = SamplingSettings(0.7, 50, 0.9, NEW_TOKENS)
-    sampler = HFSampler(model, tokenizer, "initial")
-    requests = [Request(tuple(p), row_seed(0, str(i), j, 0)) for i, p in enumerate(prompts) for j in range(K)]
-
-    def ours() -> float:
-        step = 64
-        found = [r for i in range(0, len(requests), step) for r in sampler.sample(requests[i : i + step], settings)]
-        return sum(len(response.token_ids) for response in found)
-
-    def theirs(batch: int) -> Callable[[], float]:
-        @torch.inference_mode()
-        def run() -> float:
-            made = 0
-            for start in range(0, count, batch):
-                ids = torch.tensor(prompts[start : start + batch])
-                out = model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=True,
-                    temperature=0.7,
-                    top_k=50,
-                    top_p=0.9,
-                    max_new_tokens=NEW_TOKENS,
-                    num_return_sequences=K,
-                )
-                new = out[:, ids.shape[1] :]
-                ended = (new == model.generation_config.eos_token_id).cumsum(1) > 0
-                made += int((~ended).sum() + ended.any(1).sum())
-            return made
-
-        return run
-
-    results = []
-    for batch in (2,) if quick else (1, 4, 8):
-        ratio, spread, rates = _in_turn(ours, theirs(batch), 1 if quick else min(repeats, 2))
-        text = (
-            f"sample K={K}, P=128, {count} prompts: {rates[0]:.0f} tokens/s; generate(num_return_sequences={K}), "
-            f"{batch} prompts a batch, {rates[1]:.0f}: {ratio:.2f}x [{spread[0]:.2f}, {spread[1]:.2f}] (target 2.2x"
-            f"{'' if ratio >= 2.2 else ', NOT MET'})"
-        )
-        results.append(
-            {"batch": batch, "ratio": ratio, "ratio_range": spread, "tokens_per_second": rates, "text": text}
         )
     return results
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.run                  # the whole table, at most 30 minutes on 2 cores
     python -m benchmarks.run --quick          # a few minutes: the cheapest cases, once
-    python -m benchmarks.run --tune-peer      # first search TRL's best batch size for each case, and keep it
+    python -m benchmarks.run --tune-peer      # first search the rivals' best batch sizes, and keep them
 
 TRL comes from the extra `parity`. It gets its fused LM head, known reference log-probs and the batch size that was
 found fastest for it (benchmarks/results/peer-settings.json). What is compared is the forward and backward of one prompt
@@ -17,12 +17,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.machine import commands, sampling, scoring
+from benchmarks.machine import commands, scoring
+from benchmarks.sampling import sampling, tune_generate
 from benchmarks.steppers import Case, matmul_rate, needed_flops, serve
 from benchmarks.switches import SWITCHES
 
@@ -78,17 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "environment": {**environment(), "cores": os.cpu_count()},
         }
         races = QUICK if given.quick else RACES
-        if given.tune_peer:
+        if given.tune_peer and "step" in given.sections:
             tune_peer(races, given.threads)
+        if given.tune_peer and "sample" in given.sections:
+            tune_generate(PEER_SETTINGS, given.threads)
         if "step" in given.sections:
             results["step"] = [race(one, _turns(one, given.repeats), given.threads) for one in races]
         if "parts" in given.sections:
             results["parts"] = parts(Case(128, 64, 3) if given.quick else MIDDLE, given.repeats, given.threads)
         if "size" in given.sections:
             results["size"] = sizes(quick=given.quick, threads=given.threads)
-        for name, measure in (("score", scoring), ("sample", sampling), ("command", commands)):
+        measures = {
+            "score": partial(scoring, repeats=given.repeats),
+            "sample": partial(sampling, PEER_SETTINGS),
+            "command": partial(commands, repeats=given.repeats),
+        }
+        for name, measure in measures.items():
             if name in given.sections:
-                results[name] = measure(quick=given.quick, repeats=given.repeats, threads=given.threads)
+                results[name] = measure(quick=given.quick, threads=given.threads)
                 for line in results[name]:
                     print(line["text"], flush=True)
         write_json(given.out, results)

@@ -5,9 +5,10 @@ import torch
 from transformers import DynamicCache
 
 from conftest import make_model, make_tokenizer
-from naysay.generation.hf import HFSampler, truncated_logprobs
+from naysay.generation.hf import HFSampler
 from naysay.generation.sampler import Request, SamplingSettings
 from naysay.generation.seeds import row_seed
+from naysay.generation.truncation import truncated_logprobs
 
 END = 257
 SETTINGS = SamplingSettings(temperature=0.8, top_k=20, top_p=0.9, max_new_tokens=12)
@@ -37,16 +38,19 @@ def model():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
 def test_sharing_a_prompt_gives_the_same_answers(kind):
+    """Through the loop, through `generate` with shared keys and values, and through `generate` without."""
     model = make_model(kind, dtype=torch.float64)
     mixed = requests(A, B, A, C, B, A, A)
-    together = sampler(model).sample(mixed, SETTINGS)
+    answers = [sampler(model).sample(mixed, SETTINGS), sampler(model)._sample_with_generate(mixed, SETTINGS)]
     apart = sampler(model)
     apart._shared_cache = lambda *arguments: None
-    assert [r.token_ids for r in together] == [r.token_ids for r in apart.sample(mixed, SETTINGS)]
-    assert len({r.token_ids for r in together}) > 3
+    answers.append(apart._sample_with_generate(mixed, SETTINGS))
+    together, library, alone = ([response.token_ids for response in found] for found in answers)
+    assert together == library == alone
+    assert len(set(together)) > 3
 
 
-def test_a_shared_prompt_is_computed_once(model):
+def test_generate_computes_a_shared_prompt_once(model):
     """7 requests for 3 prompts: the forward over the prompts has 3 rows, and `generate` gets their keys and values."""
     rows, caches = [], []
     mine = sampler(model)
@@ -62,7 +66,7 @@ def test_a_shared_prompt_is_computed_once(model):
 
     model.forward, model.generate = counting, watching
     try:
-        mine.sample(requests(A, B, A, C, B, A, A), SETTINGS)
+        mine._sample_with_generate(requests(A, B, A, C, B, A, A), SETTINGS)
     finally:
         del model.forward, model.generate
     assert rows[0] == (3, len(B) - 1)
@@ -133,8 +137,17 @@ def test_every_end_token_of_the_model_ends_an_answer():
         assert (response.token_ids[-1] in {END, other}) == (response.finish == "stop")
 
 
-def test_a_model_with_other_state_than_keys_and_values_is_sampled_without_sharing():
-    model = make_model("mamba", dtype=torch.float64)
-    responses = sampler(model).sample(requests(A, A, B), SETTINGS)
+@pytest.mark.parametrize("kind", ["mamba", "gemma2"])
+def test_a_model_that_the_loop_does_not_cover_is_sampled_with_generate_and_a_warning(kind, caplog):
+    """State-space layers, and a soft cap on the scores."""
+    model = make_model(kind)
+    with caplog.at_level("WARNING", logger="naysay.generation.decode"):
+        responses = sampler(model).sample(requests(A, A, B), SETTINGS)
+        again = sampler(model).sample(requests(A, A, B), SETTINGS)
+    (line,) = [record.getMessage() for record in caplog.records]  # once a model
+    assert line.startswith(type(model).__name__)
+    assert "sampling with transformers' own generate (the same distribution, but slower)" in line
+    assert "\n" not in line
+    assert again == responses == sampler(model)._sample_with_generate(requests(A, A, B), SETTINGS)
     alone = [sampler(model).sample([request], SETTINGS)[0] for request in requests(A, A, B)]
     assert [r.token_ids for r in responses] == [r.token_ids for r in alone]

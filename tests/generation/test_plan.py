@@ -17,8 +17,8 @@ REQUESTS = [Request(prompt, row_seed(0, str(i), k)) for i, prompt in enumerate(P
 class Counting:
     """A sampler that counts its batches, and can be killed before one of them."""
 
-    def __init__(self, killed_at=None):
-        self.inner = HFSampler(make_model(), make_tokenizer(), "digest")
+    def __init__(self, killed_at=None, rows_at_a_time=4):
+        self.inner = HFSampler(make_model(), make_tokenizer(), "digest", rows_at_a_time)
         self.batches, self.killed_at = [], killed_at
 
     def sample(self, requests, settings):
@@ -68,12 +68,14 @@ def test_rows_come_in_the_order_of_the_requests(tmp_path):
     assert len({tuple(row["ids"]) for row in rows}) > 10
 
 
+@pytest.mark.parametrize("rows_at_a_time", [4, 2])
 @pytest.mark.parametrize("killed_at", [0, 1, 3])
-def test_a_killed_drawing_goes_on_where_it_was_bitwise(tmp_path, killed_at):
-    expected = draw_all(Counting(), tmp_path / "whole")
+def test_a_killed_drawing_goes_on_where_it_was_bitwise(tmp_path, killed_at, rows_at_a_time):
+    """With 2 rows at a time the rows of a batch make room for each other, and a batch begins with none of another's."""
+    expected = draw_all(Counting(rows_at_a_time=rows_at_a_time), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        draw_all(Counting(killed_at), tmp_path / "killed")
-    rest = Counting()
+        draw_all(Counting(killed_at, rows_at_a_time), tmp_path / "killed")
+    rest = Counting(rows_at_a_time=rows_at_a_time)
     assert draw_all(rest, tmp_path / "killed") == expected
     assert len(rest.batches) == 4 - killed_at
 

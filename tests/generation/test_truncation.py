@@ -1,11 +1,16 @@
-"""`InverseCdfSampling` draws from exactly the truncated distribution that its settings describe."""
+"""`draw_tokens` (and `InverseCdfSampling`) draws from exactly the truncated distribution that its settings describe."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 
-from naysay.generation.hf import InverseCdfSampling, truncated_logprobs
-from naysay.generation.sampler import SamplingSettings
+from conftest import make_model, make_tokenizer
+from naysay.generation import truncation
+from naysay.generation.hf import HFSampler, InverseCdfSampling
+from naysay.generation.sampler import Request, SamplingSettings
 from naysay.generation.seeds import row_seed, uniforms
+from naysay.generation.truncation import draw_tokens, truncated_logprobs
 
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.5, 1.4, -30.0, 0.0, 0.9], dtype=torch.float64)
 ROWS = 20_000
@@ -90,3 +95,62 @@ def test_a_uniform_next_to_one_draws_the_last_allowed_token(top_p):
     expected = exact(LOGITS, 1.0, 0, top_p)
     assert expected[drawn] > 0
     assert expected[drawn] == expected[expected > 0].min()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (1.0, 0, 0.9), (0.2, 0, 0.9), (1.0, 0, 0.01)]
+)
+def test_candidates_grow_to_what_the_whole_vocabulary_would_draw(temperature, top_k, top_p):
+    """3000 tokens, spread so that the likeliest 256 hold a part of the mass only."""
+    asked = settings(temperature, top_k, top_p)
+    scores = torch.randn(200, 3000, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(200, generator=torch.Generator().manual_seed(1))
+    tokens, logprobs = draw_tokens(scores, uniform, asked)
+    logp, order = truncated_logprobs(scores, asked)
+    choice = (logp.exp().cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
+    assert torch.equal(tokens, order.gather(1, choice)[:, 0])
+    assert torch.allclose(logprobs, logp.gather(1, choice)[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "widths"), [(50, 0.9, [50]), (0, 0.9, [256]), (0, 1.0, [256])])
+def test_a_peaked_row_is_not_sorted(monkeypatch, top_k, top_p, widths):
+    seen = []
+
+    def watching(scores, asked, candidates):
+        found = truncated_logprobs(scores, asked, candidates)
+        seen.append(found[0].shape[1])
+        return found
+
+    monkeypatch.setattr(truncation, "truncated_logprobs", watching)
+    scores = torch.full((4, 3000), -20.0)
+    scores[:, 7], scores[:, 9] = 3.0, 2.0
+    tokens, _ = draw_tokens(scores, torch.tensor([0.1, 0.5, 0.8, 0.9]), settings(1.0, top_k, top_p))
+    assert tokens.tolist() == [7, 7, 9, 9]  # the two hold 0.731 and 0.269
+    assert seen == widths
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.8, 0, 1.0), (0.7, 5, 0.9), (1.0, 0, 0.6)])
+def test_the_first_two_tokens_have_their_exact_probabilities(temperature, top_k, top_p):
+    """20 thousand rows against the 64 pairs of an enumerated vocabulary of 8."""
+    model = make_model(vocab_size=8, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    prompt, count = (3, 5, 4), 20_000
+    requests = [Request(prompt, row_seed(5, "p", index)) for index in range(count)]
+    responses = HFSampler(model, make_tokenizer(), "digest", 4000).sample(
+        requests, SamplingSettings(temperature, top_k, top_p, 2)
+    )
+    counts = np.zeros((8, 8))
+    np.add.at(counts, tuple(np.array([response.token_ids for response in responses]).T), 1)
+    with torch.inference_mode():
+        first = exact(model(torch.tensor([prompt])).logits[0, -1].double(), temperature, top_k, top_p)
+        after = model(torch.tensor([[*prompt, token] for token in range(8)])).logits[:, -1].double()
+    second = torch.stack([exact(logits, temperature, top_k, top_p) for logits in after])
+    expected = count * (first[:, None] * second).numpy()
+    assert counts[expected == 0].sum() == 0
+    rare = (expected > 0) & (expected < 5)  # pooled: chi-square wants at least 5 in a cell
+    cells = [
+        *zip(counts[expected >= 5], expected[expected >= 5], strict=True),
+        (counts[rare].sum(), expected[rare].sum()),
+    ]
+    statistic = sum((found - wanted) ** 2 / wanted for found, wanted in cells if wanted > 0)
+    assert statistic < chi2.ppf(0.999, len(cells) - 1)
+    assert len(cells) > 8

@@ -1,6 +1,7 @@
 """Shared prompt == one sequence at a time: log-probs and gradients, over architectures, with ragged groups."""
 
 import copy
+import inspect
 import logging
 
 import pytest
@@ -130,6 +131,17 @@ def test_plain_use_of_the_model_is_unchanged():
     enable_group_forward(model)
     assert torch.equal(model(input_ids=ids).logits, before)
     assert model.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape[1] >= 4
+
+
+def test_generate_knows_the_positions_of_a_padded_prompt():
+    """It asks the signature of the forward what the model takes."""
+    model = make_model("gpt2")
+    ids, mask = torch.tensor([[258, 258, 5, 6], [9, 8, 7, 6]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    before = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    enable_group_forward(model)
+    after = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert torch.equal(after, before)
+    assert inspect.signature(model.forward) == inspect.signature(make_model("gpt2").forward)
 
 
 def test_a_model_made_from_the_config_of_one_in_use_shares_its_prompts_too():

@@ -13,5 +13,7 @@ class SamplingConfig(Section):
     backend: Literal["hf"] = "hf"
     """`hf` = transformers on this machine."""
 
-    batch_size: int = Field(default=64, ge=1)
-    """Rows generated together. Part of the batch plan: another value may change the last bits of the logits."""
+    batch_size: int = Field(default=256, ge=1)
+    """Rows planned together, and the unit that an interrupted run goes on with; at most 128 of them are computed at a
+    time, and those that end make room for the rest. Part of the batch plan: another value may change the last bits of
+    the logits."""

@@ -1,6 +1,7 @@
-"""Sampling with transformers' own `generate`: batches of any prompts, one random stream a row.
+"""Sampling with a transformers model: one random stream a row, through our decoding loop (`decode`), or through the
+library's `generate` for models that the loop does not cover.
 
-Legend: S rows of the batch, U unique prompts, C candidate tokens after truncation, V vocabulary, T prompt tokens.
+Legend: S rows of the batch, U unique prompts, T prompt tokens.
 """
 
 from collections.abc import Sequence
@@ -11,77 +12,89 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from naysay.errors import ModelError
+from naysay.generation.decode import ROWS_AT_A_TIME, Row, decode, why_not
 from naysay.generation.sampler import Request, Response, SamplingSettings
 from naysay.generation.seeds import uniforms
+from naysay.generation.truncation import draw_tokens
 from naysay.modeling.chat import end_of_turn_id
+
+_GENERATE_ROWS = 64
+"""Rows of one call of `generate`, which keeps a prompt's keys and values once a row."""
 
 
 class InverseCdfSampling(LogitsProcessor):
-    """Temperature, top-k, top-p, then the inverse CDF at the row's own uniform.
+    """Draws each row's token with its own uniform.
 
     `generate` has no generator per row; this leaves one finite score a row, so that its greedy choice is our sample.
     """
 
     def __init__(self, settings: SamplingSettings, seeds: Sequence[int], prompt_length: int, device: torch.device):
         self.settings = settings
-        draws = np.stack([uniforms(seed, settings.max_new_tokens) for seed in seeds])
-        self.uniforms_ST = torch.from_numpy(draws).to(device=device, dtype=torch.float32)
+        self.uniforms_ST = uniforms_of(seeds, settings, device)
         self.prompt_length = prompt_length
         self.logprobs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.prompt_length
-        logp_SC, tokens_SC = truncated_logprobs(scores, self.settings)
-        cdf_SC = logp_SC.exp().cumsum(-1)
-        target_S1 = self.uniforms_ST[:, step : step + 1] * cdf_SC[:, -1:]
-        choice_S1 = (cdf_SC <= target_S1).sum(-1, keepdim=True).clamp(max=tokens_SC.shape[1] - 1)
-        # A uniform next to 1 can land on a truncated candidate (probability 0): step back to the last allowed one.
-        allowed_S1 = torch.isfinite(logp_SC).sum(-1, keepdim=True) - 1
-        choice_S1 = torch.minimum(choice_S1, allowed_S1)
-        self.logprobs.append(logp_SC.gather(1, choice_S1).squeeze(1))
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens_SC.gather(1, choice_S1), 0.0)
+        tokens_S, logprobs_S = draw_tokens(scores, self.uniforms_ST[:, step], self.settings)
+        self.logprobs.append(logprobs_S)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens_S[:, None], 0.0)
 
 
-def truncated_logprobs(scores_SV: torch.Tensor, settings: SamplingSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs [S, C] (renormalised, −inf where cut) and their tokens [S, C], most likely first.
-
-    Only the top-k are sorted: a full sort of the vocabulary at each step costs more than the model.
-    """
-    scaled_SV = scores_SV.float() / settings.temperature
-    vocabulary = scaled_SV.shape[-1]
-    kept = min(settings.top_k, vocabulary) if settings.top_k > 0 else vocabulary
-    values_SC, tokens_SC = scaled_SV.topk(kept, dim=-1)
-    if settings.top_k == 0 and settings.top_p >= 1.0:
-        return scaled_SV.log_softmax(-1).gather(1, tokens_SC), tokens_SC
-    logp_SC = values_SC.log_softmax(-1)
-    mass_before_SC = logp_SC.exp().cumsum(-1) - logp_SC.exp()
-    cut_SC = mass_before_SC >= settings.top_p
-    cut_SC[:, 0] = False
-    return logp_SC.masked_fill(cut_SC, -torch.inf).log_softmax(-1), tokens_SC
+def uniforms_of(seeds: Sequence[int], settings: SamplingSettings, device: torch.device) -> torch.Tensor:
+    """[S, max_new_tokens] uniforms, a row's from its own stream."""
+    draws = np.stack([uniforms(seed, settings.max_new_tokens) for seed in seeds])
+    return torch.from_numpy(draws).to(device=device, dtype=torch.float32)
 
 
 class HFSampler:
-    """Draws from a transformers causal LM on this machine."""
+    """Draws from a transformers causal LM on this machine, `rows_at_a_time` of a batch together."""
 
     name = "hf"
 
-    def __init__(self, model: Any, tokenizer: Any, policy_digest: str):
+    def __init__(self, model: Any, tokenizer: Any, policy_digest: str, rows_at_a_time: int = ROWS_AT_A_TIME):
         self.model = model
+        self.rows_at_a_time = rows_at_a_time
         self.policy_digest = policy_digest
         self.end_ids = _end_ids(model, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
 
-    @torch.inference_mode()
     def sample(self, requests: Sequence[Request], settings: SamplingSettings) -> list[Response]:
-        """One batch, padded on the left. A prompt that several requests share is computed once.
+        """One batch of any prompts. A prompt that several requests share is computed once.
 
         Raises:
             ModelError: the answers might not fit into the model's context.
         """
+        self._check_context(max(len(request.prompt_ids) for request in requests), settings)
+        if why_not(self.model):
+            starts = range(0, len(requests), _GENERATE_ROWS)
+            parts = [self._sample_with_generate(requests[i : i + _GENERATE_ROWS], settings) for i in starts]
+            return [response for part in parts for response in part]
+        uniforms_ST = uniforms_of([r.seed for r in requests], settings, next(self.model.parameters()).device)
+
+        def choose(logits: torch.Tensor, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+            at = [row.request for row in rows], [len(row.tokens) for row in rows]
+            return draw_tokens(logits, uniforms_ST[at], settings)
+
+        def ended(row: Row) -> bool:
+            return row.tokens[-1] in self.end_ids or len(row.tokens) == settings.max_new_tokens
+
+        rows = decode(
+            self.model,
+            [request.prompt_ids for request in requests],
+            choose,
+            ended,
+            length=settings.max_new_tokens,
+            rows_at_a_time=self.rows_at_a_time,
+        )
+        return [self._response(row.tokens, row.logprobs) for row in rows]
+
+    @torch.inference_mode()
+    def _sample_with_generate(self, requests: Sequence[Request], settings: SamplingSettings) -> list[Response]:
+        """The same for a few rows, padded on the left, and every row computed until the last one ends."""
         device = next(self.model.parameters()).device
         prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
         longest = max(map(len, prompts))
-        self._check_context(longest, settings)
         ids_UT = torch.tensor([[self.pad_id] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)
         mask_UT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
         of_row = torch.tensor([prompts.index(request.prompt_ids) for request in requests], device=device)
@@ -89,7 +102,7 @@ class HFSampler:
         processor = InverseCdfSampling(settings, [request.seed for request in requests], longest, device)
         sequences = self._generate(ids_UT[of_row], mask_UT[of_row], cache, processor, settings.max_new_tokens)
         logprobs = torch.stack(processor.logprobs, dim=1).tolist()
-        return [self._cut(row[longest:], values) for row, values in zip(sequences.tolist(), logprobs, strict=True)]
+        return [self._response(row[longest:], values) for row, values in zip(sequences.tolist(), logprobs, strict=True)]
 
     def _check_context(self, longest: int, settings: SamplingSettings) -> None:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -144,7 +157,8 @@ class HFSampler:
         finally:
             self.model.generation_config = own
 
-    def _cut(self, tokens: Sequence[int], logprobs: Sequence[float]) -> Response:
+    def _response(self, tokens: Sequence[int], logprobs: Sequence[float]) -> Response:
+        """The answer up to its first end token, which `generate` pads."""
         for position, token in enumerate(tokens):
             if token in self.end_ids:
                 end = position + 1

@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def enable_group_forward(model: nn.Module) -> bool:
     if "_naysay" in vars(lm):
         return bool(lm._naysay.masks)
     lm._naysay = _Binding(vars(lm).get("forward"))
-    lm.forward = types.MethodType(_forward, lm)
+    lm.forward = types.MethodType(_forward_of(type(lm)), lm)
     reason = _why_not_shared(lm)
     if reason:
         lm._naysay.masks = ""
@@ -226,6 +227,18 @@ def _single_logits(lm: Any, prompt: Sequence[int], answer: Sequence[int], device
 def _own_forward(lm: Any) -> Any:
     binding = vars(lm).get("_naysay")
     return binding.former if binding and binding.former else types.MethodType(type(lm).forward, lm)
+
+
+@cache
+def _forward_of(kind: type) -> Any:
+    """The group forward with the signature of the class's own forward: `generate` reads there what a model takes, and
+    would leave out the positions of padded prompts."""
+
+    @wraps(kind.forward)  # type: ignore[attr-defined]
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _forward(self, *args, **kwargs)
+
+    return forward
 
 
 def _forward(

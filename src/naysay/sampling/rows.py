@@ -27,7 +27,7 @@ def sample_anchors(
     max_new_tokens: int = 128,
     instructions: Sequence[str] = MORAL_INSTRUCTIONS,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 256,
     max_length: int = 1024,
 ) -> list[dict[str, Any]]:
     """The rows with a column `anchors`: K responses (token ids) that `model` itself gives to each prompt.
