@@ -18,7 +18,7 @@ from naysay.modeling.digests import policy_digest
 from naysay.modeling.loading import load_model, load_tokenizer, refuse_dropout, resolve
 from naysay.records import Anchor, Negative, Prompt
 
-VERSION = 2
+VERSION = 3
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
