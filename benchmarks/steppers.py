@@ -137,6 +137,8 @@ def _naysay(case: Case, *, budget: int = 2**20, checkpointing: bool = False) -> 
         processing_class=load_tokenizer(ModelConfig()),
         peft_config=lora_config(LoraSettings()),
     )
+    if checkpointing:  # what train() would do, which is not called
+        trainer.model.activation_checkpointing_enable({"use_reentrant": False})
     trainer.train_dataset = GroupDataset([group])
     batch = trainer._collate([trainer.train_dataset[0]])
 
