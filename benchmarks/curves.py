@@ -57,9 +57,16 @@ def _panel(axes: Axes, points: Sequence[dict[str, Any]], field: str, measure: st
     within = [(point["case"][field], point[measure]) for point in points if point["ours"] != "naysay"]
     axes.plot(*zip(*together, strict=True), marker="o", color=_ALL, label="all at once")
     if within:
-        axes.plot(*zip(*within, strict=True), marker="s", linestyle="--", color=_BUDGET, label="1024 tokens at a time")
+        axes.plot(
+            *zip(*within, strict=True), marker="s", linestyle="--", color=_BUDGET, label=f"{_budget(points)} at a time"
+        )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
+
+
+def _budget(points: Sequence[dict[str, Any]]) -> str:
+    """As the benchmark names it, e.g. `2048 tokens`."""
+    return next(point["ours"] for point in points if point["ours"] != "naysay").removeprefix("naysay, ")
 
 
 if __name__ == "__main__":

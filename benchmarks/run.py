@@ -62,7 +62,7 @@ SIZES = {
     "K": tuple(Case(128, 64, k) for k in (1, 4, 8, 16, 32)),
     "P": tuple(Case(p, 64, 8) for p in (1, 256, 512, 1024)),
     "R": tuple(Case(128, r, 8) for r in (1, 64, 128, 256)),
-    "V": tuple(Case(128, 64, 8, vocabulary=v) for v in (8192, 49152, 131072)),
+    "V": tuple(Case(128, 64, 8, vocabulary=v) for v in (49152, 98304, 196608)),
 }
 QUICK_SIZES = {"K": (Case(128, 64, 1), Case(128, 64, 3))}
 SECTIONS = ("step", "parts", "size", "score", "sample", "command")

@@ -36,7 +36,7 @@ class Case:
     answer: int
     k: int
     vocabulary: int | None = None
-    """Other than the model's own: the head and the embeddings are cut or filled up."""
+    """Larger than the model's own: the head and the embeddings are filled up."""
 
     @property
     def answers(self) -> int:

@@ -66,7 +66,7 @@ class TrainingSettings(Section):
 
     tokens_per_microbatch: int | None = Field(default=None, ge=16)
     """Token budget of one forward and backward; a group that exceeds it alone is trained exactly in two passes. None =
-    1024 on a CPU and 16384 elsewhere."""
+    2048 on a CPU and 16384 elsewhere."""
 
     head_chunk: int | None = Field(default=None, ge=1)
     """Response tokens that meet the LM head at a time: the largest [tokens, vocabulary] tensor that ever exists. None =

@@ -68,11 +68,11 @@ class _Binding:
 def token_budget(configured: int | None, device: torch.device) -> int:
     """Tokens of one forward: what is configured, or what suits the device.
 
-    1024 on a CPU bounds the memory of activations; benchmarks/microbatches.py showed no reliable difference in speed.
+    2048 on a CPU bounds the memory of activations; less is much slower where prompts are long (docs/performance.md).
     """
     if configured is not None:
         return configured
-    return 1024 if device.type == "cpu" else 16384
+    return 2048 if device.type == "cpu" else 16384
 
 
 def head_tokens(model: nn.Module, configured: int | None) -> int:

@@ -85,7 +85,7 @@ class D2OConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Token budget of one forward and backward. A larger group is trained exactly in two passes. "
-            "None: 1024 on a CPU, 16384 elsewhere."
+            "None: 2048 on a CPU, 16384 elsewhere."
         },
     )
     head_chunk: int | None = field(
