@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.ingest import ingest
 from benchmarks.machine import commands, scoring
 from benchmarks.sampling import sampling, tune_generate
 from benchmarks.steppers import Case, matmul_rate, needed_flops, serve
@@ -65,7 +66,7 @@ SIZES = {
     "V": tuple(Case(128, 64, 8, vocabulary=v) for v in (49152, 98304, 196608)),
 }
 QUICK_SIZES = {"K": (Case(128, 64, 1), Case(128, 64, 3))}
-SECTIONS = ("step", "parts", "size", "score", "sample", "command")
+SECTIONS = ("step", "parts", "size", "score", "sample", "ingest", "command")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measures = {
             "score": partial(scoring, repeats=given.repeats),
             "sample": partial(sampling, PEER_SETTINGS),
+            "ingest": partial(ingest, repeats=given.repeats),
             "command": partial(commands, repeats=given.repeats),
         }
         for name, measure in measures.items():

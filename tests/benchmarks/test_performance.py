@@ -132,7 +132,7 @@ def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch,
 def test_wrong_sections_are_refused(capsys):
     with pytest.raises(SystemExit):
         run.main(["--sections", "step,speed"])
-    assert "no section speed; there are step, parts, size, score, sample, command" in capsys.readouterr().err
+    assert "no section speed; there are step, parts, size, score, sample, ingest, command" in capsys.readouterr().err
 
 
 def test_the_peer_gets_the_batch_size_that_was_found_for_it(monkeypatch, tmp_path):

@@ -3,14 +3,41 @@
 import itertools
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from naysay.ingest.near_duplicates import NearDuplicates, Shingles, shingles
+from ingest.near import Shingles, index, shingles
+from naysay.ingest.shingles import prompt_text, shingle_tokens
 
 
 def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
+
+
+class NearDuplicates:
+    """The index on disk, by the keys of sets."""
+
+    def __init__(self, sets: dict[str, Shingles], threshold: float):
+        self.sets, self.threshold = sets, threshold
+
+    def clusters(self, keys: list[str]) -> list[list[str]]:
+        names, members = list(self.sets), np.array([key in keys for key in self.sets])
+        with index(list(self.sets.values()), self.threshold) as near:
+            first = near.clusters(members).tolist()
+        groups: dict[str, list[str]] = {}
+        for name, at in zip(names, first, strict=True):
+            if name in keys:
+                groups.setdefault(names[at], []).append(name)
+        return [groups[key] for key in sorted(groups)]
+
+    def close_to(self, keys: list[str], others: list[str]) -> set[str]:
+        masks = [np.array([key in chosen for key in self.sets]) for chosen in (keys, others)]
+        with index(list(self.sets.values()), self.threshold) as near:
+            # Both questions may be asked of one index, in any order.
+            near.clusters(masks[1])
+            found = near.close_to(*masks).tolist()
+        return {key for key, close in zip(self.sets, found, strict=True) if close}
 
 
 def jaccard(first: Shingles, second: Shingles) -> float:
@@ -61,6 +88,7 @@ def test_a_system_message_does_not_make_prompts_alike() -> None:
     system = {"role": "system", "content": "You are a very long system message that all prompts of a file share."}
     first, second = ([system, *user(text)] for text in ("How do I bake bread?", "Who wrote the book Emma?"))
     assert not shingles(first) & shingles(second)
+    assert prompt_text(first) == "how do i bake bread?"
 
 
 @pytest.mark.parametrize(("threshold", "together"), [(0.5, True), (0.51, False)])
@@ -76,3 +104,42 @@ def test_a_pair_at_the_threshold_survives_the_rounding_of_floats() -> None:
     sets = {"x": large, "y": frozenset(sorted(large)[:14])}
     assert NearDuplicates(sets, 0.56).clusters(["x", "y"]) == [["x", "y"]]
     assert NearDuplicates(sets, 0.56).close_to(["x"], ["y"]) == {"x"}
+
+
+def test_clusters_of_members_only() -> None:
+    # y joins x and z, but it is no member.
+    sets = {"x": frozenset("abcd"), "y": frozenset("abcdefg"), "z": frozenset("cdefgh")}
+    assert NearDuplicates(sets, 0.5).clusters(["x", "y", "z"]) == [["x", "y", "z"]]
+    assert NearDuplicates(sets, 0.5).clusters(["x", "z"]) == [["x"], ["z"]]
+
+
+words = st.text(st.sampled_from("ab_9 .,\nÄßİé你好カ🙂'"), max_size=40)
+
+
+@given(st.lists(st.one_of(words, st.text(max_size=30)), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_tokens_stand_for_the_shingles_of_the_definition(texts: list[str]) -> None:
+    conversations = [user(text) for text in texts]
+    tokens, sizes = shingle_tokens([prompt_text(item) for item in conversations])
+    expected = [shingles(item) for item in conversations]
+    assert sizes.tolist() == [len(item) for item in expected]
+    ends = np.cumsum(sizes)
+    found = [tokens[end - size : end].tolist() for end, size in zip(ends, sizes, strict=True)]
+    assert all(item == sorted(item) for item in found)
+    for (one, first), (two, second) in itertools.combinations(zip(found, expected, strict=True), 2):
+        assert len(set(one) & set(two)) == len(first & second)
+
+
+def test_long_words_differ_wherever_they_do() -> None:
+    word = "x" * 40
+    texts = [f"one two {word[:at]}y{word[at + 1 :]}" for at in range(40)] + [f"one two {word}", f"one two {word}x"]
+    tokens, _ = shingle_tokens(texts)
+    assert len(set(tokens.tolist())) == 42
+
+
+def test_texts_of_several_batches() -> None:
+    texts = [f"prompt number {number} of many" for number in range(9000)]
+    tokens, sizes = shingle_tokens(texts)
+    assert set(sizes.tolist()) == {3}
+    assert len(set(tokens.tolist())) == 3 * 9000
+    assert tokens[3 * 8999 :].tolist() == shingle_tokens(texts[8999:])[0].tolist()

@@ -1,36 +1,84 @@
 """Who is trained on and who is held out."""
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ingest.near import index, shingles
 from naysay.config.data import DataConfig
-from naysay.ingest.collect import CollectedAnswer, CollectedPrompt
-from naysay.ingest.formats import ParsedAnswer
-from naysay.ingest.near_duplicates import shingles
-from naysay.ingest.split import SplitPrompts, limit_prompts, split_prompts
-from naysay.records import Split
+from naysay.ingest.gather import draws
+from naysay.ingest.merge import SPLIT_CODES
+from naysay.ingest.split import (
+    NEAR_DUPLICATE,
+    NEAR_TRAINING,
+    SPLITS,
+    draw_one,
+    group_draws,
+    limit_prompts,
+    split_prompts,
+)
+from naysay.records import Message, Split
 
 WORDS = [f"word{letter}" for letter in "abcdefghijklmnop"]
 
 
+@dataclass(frozen=True)
+class AskedPrompt:
+    prompt_id: str
+    messages: tuple[Message, ...]
+    asked: Split | None
+    category: str
+    kind: str
+    both: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """Prompt ids by split, and those removed."""
+
+    by_split: dict[Split, list[str]]
+    near_duplicates_removed: list[str]
+    benign_removed: list[str]
+
+
 def prompt(
     number: int, text: str = "", *, asked: Split | None = None, category: str = "", kind: str = "", good: bool = False
-) -> CollectedPrompt:
+) -> AskedPrompt:
     text = text or " ".join(f"{word}{number}" for word in WORDS[:8])
-    made = CollectedPrompt(f"p-{number:04}", ({"role": "user", "content": text},), "f:1", asked, kind)
-    made.negatives["bad"] = CollectedAnswer(ParsedAnswer("bad", True, "rejected", category), [1])
-    if good:
-        made.acceptable["good"] = CollectedAnswer(ParsedAnswer("good", False, "chosen"), [1])
-    return made
+    return AskedPrompt(f"p-{number:04}", ({"role": "user", "content": text},), asked, category, kind, good)
 
 
-def split(prompts: list[CollectedPrompt], benign: Any = (), seed: int = 0, **settings: Any) -> SplitPrompts:
-    return split_prompts(prompts, benign, DataConfig(**settings), seed)
+def split(prompts: list[AskedPrompt], benign: Any = (), seed: int = 0, **settings: Any) -> Found:
+    data = DataConfig(**settings)
+    ordered = sorted([*prompts, *benign], key=lambda item: item.prompt_id)
+    ids = [item.prompt_id for item in ordered]
+    with index([shingles(item.messages) for item in ordered], data.near_duplicate_threshold, per_bucket=64) as near:
+        codes = split_prompts(
+            np.array([item in prompts for item in ordered]),
+            np.array([SPLIT_CODES[item.asked] for item in ordered], np.uint8),
+            np.array([draw_one(seed, "split", key) for key in ids]),
+            near,
+            data,
+        ).tolist()
+
+    def chosen(wanted: int) -> list[str]:
+        return [key for key, code in zip(ids, codes, strict=True) if code == wanted]
+
+    by_split = {name: chosen(code) for code, name in enumerate(SPLITS)}
+    return Found(by_split, chosen(NEAR_DUPLICATE), chosen(NEAR_TRAINING))
 
 
-def close(first: CollectedPrompt, second: CollectedPrompt, threshold: float = 0.7) -> bool:
+def test_draws_of_many_are_those_of_each() -> None:
+    keys = [bytes([number] * 8) for number in range(20)]
+    expected = [draw_one(7, "split", "p-" + key.hex()) for key in keys]
+    assert draws(7, "split", keys).tolist() == expected
+    assert len(draws(7, "limit", ())) == 0
+
+
+def close(first: AskedPrompt, second: AskedPrompt, threshold: float = 0.7) -> bool:
     one, two = shingles(first.messages), shingles(second.messages)
     return len(one & two) / len(one | two) >= threshold
 
@@ -117,10 +165,19 @@ def test_benign_prompts_near_training_ones_are_removed() -> None:
     assert found.by_split["benign"] == ["p-0011", "p-0012"]
 
 
-def limited(prompts: list[CollectedPrompt], limit: int | None, seed: int = 0, prefer_both: bool = False) -> list[str]:
-    ids = [item.prompt_id for item in prompts]
-    by_id = {item.prompt_id: item for item in prompts}
-    return limit_prompts(ids, by_id, limit=limit, seed=seed, prefer_both=prefer_both)
+def limited(prompts: list[AskedPrompt], limit: int | None, seed: int = 0, prefer_both: bool = False) -> list[str]:
+    ordered = sorted(prompts, key=lambda item: item.prompt_id)
+    ids = [item.prompt_id for item in ordered]
+    groups = sorted({(item.kind, item.category) for item in ordered})
+    kept = limit_prompts(
+        np.arange(len(ids)),
+        limit=len(ids) if limit is None else limit,
+        draw=np.array([draw_one(seed, "limit", key) for key in ids]),
+        group=np.array([groups.index((item.kind, item.category)) for item in ordered]),
+        group_draw=group_draws(seed, groups),
+        second=np.array([prefer_both and not item.both for item in ordered]),
+    )
+    return [ids[number] for number in kept]
 
 
 def test_limits_take_categories_in_turn() -> None:

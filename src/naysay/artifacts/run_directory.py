@@ -38,6 +38,10 @@ class RunDirectory:
         return self.path / "quarantine.jsonl"
 
     @property
+    def ingest_parts(self) -> Path:
+        return self.path / "ingest"
+
+    @property
     def anchors(self) -> Path:
         return self.path / "anchors.jsonl"
 

@@ -64,6 +64,18 @@ def write_directory_atomic(path: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder for what a stage lays aside while it works: gone afterwards, and so is what a killed one left."""
+    with explain_storage_errors(path):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     write_atomic(path, lambda temporary: _write_all(temporary, data))
 

@@ -1,40 +1,40 @@
 """What went in, what came out, and that the two agree."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from naysay.ingest.collect import CollectedPrompt, Collection
-from naysay.ingest.split import SplitPrompts
+import numpy as np
+
+from naysay.ingest.merge import Tally
+from naysay.ingest.split import NEAR_DUPLICATE, NEAR_TRAINING, SPLITS
 from naysay.records import Split
 
 
 def count(
-    data: Collection,
-    benign: Collection,
-    benign_from_data: int,
-    repeated: Sequence[CollectedPrompt],
-    split: SplitPrompts,
-    kept: Mapping[Split, Sequence[str]],
+    tallies: tuple[Tally, Tally],
+    repeated: int,
+    split: np.ndarray,
+    kept: Mapping[Split, int],
     written: Mapping[str, int],
 ) -> dict[str, Any]:
     """The counts of the stage, nested, JSON-able.
 
     Args:
-        data, benign: what the two files gave.
-        benign_from_data: prompts of the data file that have acceptable answers only.
+        tallies: what the data and the benign file gave.
         repeated: prompts of the benign file that the data file has too.
-        split: the prompts before the limits.
-        kept: the prompts that were written, by split.
+        split: the code of each prompt, before the limits.
+        kept: how many prompts were written, by split.
         written: number of `negatives` and `acceptable` written.
     """
+    data, benign = tallies
     answers: Counter[str] = data.answers + benign.answers
     dropped = {key: answers[key] for key in sorted(answers) if key not in ("in", "duplicates_merged")}
     distinct = answers["in"] - answers["duplicates_merged"] - sum(dropped.values())
-    left_out = {key: len(split.by_split[key]) - len(kept[key]) for key in kept}
+    number = np.bincount(split, minlength=NEAR_TRAINING + 1).tolist()
     return {
-        "rows": data.rows,
-        "benign_rows": benign.rows,
+        "rows": data.row_counts(),
+        "benign_rows": benign.row_counts(),
         "answers": {
             "in": answers["in"],
             "duplicates_merged": answers["duplicates_merged"],
@@ -43,12 +43,12 @@ def count(
             **written,
         },
         "prompts": {
-            "in": len(data.prompts) + len(benign.prompts),
-            **{key: len(ids) for key, ids in kept.items()},
-            "left_out": left_out,
-            "near_duplicates_removed": len(split.near_duplicates_removed),
-            "benign_in_training_data": len(repeated) + len(split.benign_removed),
-            "benign_from_data": benign_from_data,
+            "in": data.prompts + benign.prompts,
+            **kept,
+            "left_out": {name: number[code] - kept[name] for code, name in enumerate(SPLITS)},
+            "near_duplicates_removed": number[NEAR_DUPLICATE],
+            "benign_in_training_data": repeated + number[NEAR_TRAINING],
+            "benign_from_data": data.prompts - data.with_negatives,
         },
         "chosen_context_differs": data.chosen_context_differs,
         "split_conflicts": data.split_conflicts,

@@ -5,148 +5,196 @@ first |b| - o + 1 of b, in any one order of all elements, when o is a lower boun
 of Chaudhuri et al. (ICDE 2006) and Bayardo et al. (WWW 2007). With the rarest shingles first hardly anything is
 compared. Unlike MinHash it misses no pair, so "no held-out prompt is a near-duplicate of a training prompt" holds
 always, not just mostly.
+
+The shingles and the prefixes are on disk. The prefixes lie in parts by shingle, so that a part holds all prompts that
+could meet in it; in memory there is one part at a time, and a place in a file for each prompt.
 """
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
 
-from naysay.records import Message
+import numpy as np
 
-Shingles = frozenset[str]
-_WORDS_PER_SHINGLE = 3
-# Chinese and Japanese put no space between words: there each character counts as one.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-# `t * n` of floats may land just above the whole number that it is.
+from naysay.artifacts.spill import SpillWriter, read_array, read_arrays
+
 _ROUNDING = 1e-9
+"""`t * n` of floats may land just above the whole number that it is."""
+_PARTS = 64
+_SAMPLE_BITS = 20
+_RARE = 3
+_KEPT_SETS = 1024
+_KEPT_PAIRS = 1_000_000
+_POSTING = np.dtype([("token", "<u8"), ("bucket", "<u4"), ("place", "<u4")])
 
 
-def shingles(messages: Sequence[Message]) -> Shingles:
-    """Lower-cased word 3-shingles of a conversation without its system message; a shorter one is its words, as one.
+def token_weights(tokens: np.ndarray) -> np.ndarray:
+    """How frequent tokens are in a sample: where in the order of all tokens each comes, the rare ones first.
 
-    Example: "How do I bake bread?" -> {"how do i", "do i bake", "i bake bread"}.
+    Tokens share entries of the table, which costs a little speed; any order is right as long as all prompts use it.
     """
-    text = "\n".join(item["content"] for item in messages if item["role"] != "system").lower()
-    words = _WORD.findall(text)
-    if len(words) < _WORDS_PER_SHINGLE:
-        return frozenset([" ".join(words) if words else text])
-    return frozenset(map(" ".join, zip(words, words[1:], words[2:], strict=False)))
+    counts = np.bincount(_entry(tokens), minlength=1 << _SAMPLE_BITS)
+    # What is met a few times in a sample, alone or with others of its entry, is as good as any other rare token.
+    return np.where(counts > _RARE, np.minimum(counts, 255), 0).astype(np.uint8)
+
+
+class PrefixWriter:
+    """Lays the shingles of prompts aside, bucket by bucket; several processes may, each with its `writer` number."""
+
+    def __init__(self, folder: Path, threshold: float, weights: np.ndarray, writer: int = 0):
+        self.threshold, self.weights = threshold, weights
+        self._sets = SpillWriter(folder, "shingles")
+        self._prefixes = SpillWriter(folder, "prefixes", writer)
+
+    def add(self, bucket: int, tokens: np.ndarray, sizes: np.ndarray) -> None:
+        """Take the prompts of a bucket: `tokens` (ascending in each prompt) one after the other, `sizes` of each."""
+        self._sets.append_array(bucket, tokens)
+        postings = self._postings(bucket, tokens, sizes)
+        part_of = (postings["token"] % _PARTS).astype(np.uint8)
+        postings = postings[np.argsort(part_of, kind="stable")]
+        ends = np.cumsum(np.bincount(part_of, minlength=_PARTS))
+        for part, (start, end) in enumerate(zip(ends - np.diff(ends, prepend=0), ends, strict=True)):
+            if end > start:
+                self._prefixes.append_array(part, postings[start:end])
+
+    def close(self) -> None:
+        self._sets.close()
+        self._prefixes.close()
+
+    def _postings(self, bucket: int, tokens: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        first = np.cumsum(sizes) - sizes
+        weights = self.weights[_entry(tokens)]
+        if frequent := np.flatnonzero(weights).tolist():
+            tokens = tokens.copy()
+            for prompt in np.unique(np.searchsorted(first, frequent, side="right") - 1).tolist():
+                mine = slice(first[prompt], first[prompt] + sizes[prompt])
+                tokens[mine] = tokens[mine][np.lexsort((tokens[mine], weights[mine]))]
+        lengths = sizes - np.ceil(self.threshold * sizes - _ROUNDING).astype(np.int64) + 1
+        place = np.repeat(np.arange(len(sizes), dtype=np.uint32), lengths)
+        skipped = np.cumsum(sizes - lengths) - (sizes - lengths)
+        postings = np.empty(len(place), _POSTING)
+        postings["token"] = tokens[np.arange(len(place)) + skipped[place]]
+        postings["bucket"], postings["place"] = bucket, place
+        return postings
 
 
 class NearDuplicates:
-    """Near-duplicates among a fixed set of items, by key.
+    """Near-duplicates among the prompts of all buckets, numbered 0, 1, ... bucket by bucket.
 
-    `sets` maps a key to its shingles; two items are near-duplicates when their Jaccard similarity is at least
-    `threshold`.
+    `sizes` holds the number of shingles of each prompt, by bucket; two prompts are near-duplicates when their Jaccard
+    similarity is at least `threshold`.
     """
 
-    def __init__(self, sets: Mapping[str, Shingles], threshold: float):
+    def __init__(self, folder: Path, sizes: Sequence[np.ndarray], threshold: float):
         self.threshold = threshold
-        counts: Counter[str] = Counter()
-        for item in sets.values():
-            counts.update(item)
-        # Most shingles occur once. They come first in the order and lead nowhere: only their number matters.
-        repeated = (shingle for shingle, number in counts.items() if number > 1)
-        rank = {shingle: number for number, shingle in enumerate(sorted(repeated, key=counts.__getitem__))}
-        self._sizes = {key: len(item) for key, item in sets.items()}
-        self._ranks = {key: sorted([rank[part] for part in item if part in rank]) for key, item in sets.items()}
-        self._sets = {key: frozenset(ranks) for key, ranks in self._ranks.items()}
+        self._folder = folder
+        self._starts = np.cumsum([0, *map(len, sizes)])
+        self._sizes = np.concatenate(sizes)
+        self._ends = [np.cumsum(item, dtype=np.uint32) for item in sizes]
+        self._set = lru_cache(_KEPT_SETS)(self._read_set)
+        self._different: set[tuple[int, int]] = set()
+        self._reduced: set[int] = set()
 
-    def clusters(self, keys: Sequence[str]) -> list[list[str]]:
-        """Connected components of "is a near-duplicate of" among `keys`: each sorted, in order of their first keys."""
-        parent = {key: key for key in keys}
-        # Token -> cluster -> members. One match joins a whole cluster, so a thousand copies of a template cost
-        # a thousand comparisons, not a million.
-        index: dict[int, dict[str, list[str]]] = {}
-        for key in self._by_size(keys):
-            different: set[str] = set()
-            for token in self._probe_prefix(key):
-                for root, members in _by_root(parent, index, token):
-                    if _root(parent, root) == _root(parent, key):
-                        continue
-                    for other in members:
-                        if other not in different and self._similar(key, other):
-                            parent[_root(parent, root)] = _root(parent, key)
-                            break
-                        different.add(other)
-            for token in self._index_prefix(key):
-                index.setdefault(token, {}).setdefault(_root(parent, key), []).append(key)
-        groups: dict[str, list[str]] = {}
-        for key in sorted(parent):
-            groups.setdefault(_root(parent, key), []).append(key)
-        return list(groups.values())
+    def clusters(self, members: np.ndarray) -> np.ndarray:
+        """Connected components of "is a near-duplicate of" among `members` (a mask).
 
-    def close_to(self, keys: Iterable[str], others: Iterable[str]) -> set[str]:
-        """Those of `keys` that are a near-duplicate of any of `others`; the two have no key in common."""
-        wanted = set(keys)
-        close: set[str] = set()
-        waiting: dict[int, set[str]] = {}
-        passed: dict[int, list[str]] = {}
-        for item in self._by_size([*wanted, *others]):
-            prefix = self._probe_prefix(item)
-            if item not in wanted:
-                # Keys that are found once need not be found again.
-                near = {key for token in prefix for key in waiting.get(token, ())} - close
-                close.update(key for key in near if self._similar(item, key))
-                for token in self._index_prefix(item):
-                    passed.setdefault(token, []).append(item)
-            elif self._has_neighbour(item, prefix, passed):
-                close.add(item)
-            else:
-                for token in self._index_prefix(item):
-                    waiting.setdefault(token, set()).add(item)
+        Returns:
+            the first member of each prompt's component, by prompt; of prompts that are no members, themselves.
+        """
+        first = np.arange(len(members), dtype=np.uint32)
+        parent: dict[int, int] = {}
+        for group in self._groups(members):
+            # Root -> members. One match joins a whole cluster, so a thousand copies of a template cost a thousand
+            # comparisons, not a million.
+            clusters: dict[int, list[int]] = {}
+            for item in group:
+                joined = [item]
+                for other, known in list(clusters.items()):
+                    if _root(parent, other) == _root(parent, item) or any(self._similar(item, key) for key in known):
+                        _join(parent, other, item)
+                        joined += clusters.pop(other)
+                clusters.setdefault(_root(parent, item), []).extend(joined)
+        for item in parent:
+            first[item] = _root(parent, item)
+        return first
+
+    def close_to(self, keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Which of `keys` are a near-duplicate of any of `others`: masks, with no prompt in common."""
+        close = np.zeros(len(keys), dtype=bool)
+        if not keys.any() or not others.any():
+            return close
+        for group in self._groups(keys | others):
+            near = [item for item in group if others[item]]
+            for item in group:
+                close[item] = close[item] or (keys[item] and any(self._similar(item, other) for other in near))
         return close
 
-    def _has_neighbour(self, key: str, prefix: Sequence[int], passed: Mapping[int, Sequence[str]]) -> bool:
-        different: set[str] = set()
-        for token in prefix:
-            for other in passed.get(token, ()):
-                if other not in different and self._similar(key, other):
-                    return True
-                different.add(other)
+    def _groups(self, members: np.ndarray) -> Iterator[list[int]]:
+        """The members that have a shingle of their prefixes in common, for each such shingle, in ascending order."""
+        for part in range(_PARTS):
+            self._different.clear()
+            tokens, items = self._repeated(part)
+            chosen = members[items]
+            tokens, items = tokens[chosen], items[chosen].tolist()
+            ends = [*(np.flatnonzero(tokens[1:] != tokens[:-1]) + 1).tolist(), len(items)]
+            for start, end in zip([0, *ends], ends, strict=False):
+                if end - start > 1:
+                    yield sorted(items[start:end])
+
+    def _repeated(self, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shingles of a part that more than one prompt has in its prefix, ascending, and the prompts."""
+        postings = read_arrays(self._folder, "repeated", part, _POSTING)
+        if part not in self._reduced:
+            postings = read_arrays(self._folder, "prefixes", part, _POSTING)
+            order = np.argsort(postings["token"])
+            tokens = postings["token"][order]
+            same = tokens[1:] == tokens[:-1]
+            met = np.zeros(len(tokens), dtype=bool)
+            met[1:] |= same
+            met[:-1] |= same
+            postings = postings[order[met]]
+            if len(postings):
+                with closing(SpillWriter(self._folder, "repeated")) as spill:
+                    spill.append_array(part, postings)
+            self._reduced.add(part)
+        return postings["token"], self._starts[postings["bucket"]] + postings["place"]
+
+    def _similar(self, item: int, other: int) -> bool:
+        small, large = sorted((int(self._sizes[item]), int(self._sizes[other])))
+        if small / large < self.threshold:
+            return False
+        pair = (min(item, other), max(item, other))
+        if pair in self._different:
+            return False
+        shared = len(self._set(item) & self._set(other))
+        if shared / (small + large - shared) >= self.threshold:
+            return True
+        if len(self._different) < _KEPT_PAIRS:
+            self._different.add(pair)
         return False
 
-    def _by_size(self, keys: Iterable[str]) -> list[str]:
-        return sorted(keys, key=self._sizes.__getitem__)
-
-    def _probe_prefix(self, key: str) -> list[int]:
-        """What may lead to a smaller set: the overlap is at least t |a|."""
-        return self._prefix(key, self.threshold)
-
-    def _index_prefix(self, key: str) -> list[int]:
-        """What a set at least as large may find it by: the overlap is at least 2t / (1 + t) |a|."""
-        return self._prefix(key, 2 * self.threshold / (1 + self.threshold))
-
-    def _prefix(self, key: str, share: float) -> list[int]:
-        size, ranks = self._sizes[key], self._ranks[key]
-        length = size - math.ceil(share * size - _ROUNDING) + 1
-        return ranks[: max(0, length - (size - len(ranks)))]
-
-    def _similar(self, key: str, other: str) -> bool:
-        shared = len(self._sets[key] & self._sets[other])
-        return shared / (self._sizes[key] + self._sizes[other] - shared) >= self.threshold
+    def _read_set(self, item: int) -> frozenset[int]:
+        bucket = int(np.searchsorted(self._starts, item, side="right")) - 1
+        place = item - int(self._starts[bucket])
+        end, size = int(self._ends[bucket][place]), int(self._sizes[item])
+        return frozenset(read_array(self._folder, "shingles", bucket, np.uint64, end - size, size).tolist())
 
 
-def _by_root(
-    parent: dict[str, str], index: dict[int, dict[str, list[str]]], token: int
-) -> Sequence[tuple[str, list[str]]]:
-    """The clusters that hold a token; clusters that have been joined since are joined here too, once."""
-    clusters = index.get(token)
-    if clusters is None:
-        return ()
-    for key in [key for key in clusters if parent[key] != key]:
-        moved = clusters.pop(key)
-        kept = clusters.setdefault(_root(parent, key), [])
-        if len(kept) < len(moved):
-            kept, moved = moved, kept
-            clusters[_root(parent, key)] = kept
-        kept.extend(moved)
-    return list(clusters.items())
+def _entry(tokens: np.ndarray) -> np.ndarray:
+    """Where a token is in the table of weights. Its lowest bits choose its part, so others are taken here."""
+    return ((tokens >> np.uint64(int(math.log2(_PARTS)))) % np.uint64(1 << _SAMPLE_BITS)).astype(np.int64)
 
 
-def _root(parent: dict[str, str], key: str) -> str:
-    while parent[key] != key:
-        parent[key] = parent[parent[key]]
-        key = parent[key]
+def _root(parent: dict[int, int], key: int) -> int:
+    while (above := parent.get(key, key)) != key:
+        parent[key] = parent.get(above, above)
+        key = above
     return key
+
+
+def _join(parent: dict[int, int], one: int, other: int) -> None:
+    """The smaller root of the two stands for both."""
+    low, high = sorted((_root(parent, one), _root(parent, other)))
+    parent[high] = low

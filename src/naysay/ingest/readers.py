@@ -8,11 +8,10 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -23,12 +22,22 @@ from naysay.errors import DataError, InputNotFoundError
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 1024
+_CHUNK_BYTES = 1 << 20
+_COMPRESSION = 4
+"""How much smaller text gets in a compressed file, about."""
 # csv's default of 128 KiB a field is below what a long conversation needs; a C long on Windows holds no more than this.
 _LONGEST_CSV_FIELD = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
+class Span(NamedTuple):
+    """A part of a file of JSON lines: from byte `start`, where line `line` begins, up to byte `end`."""
+
+    start: int
+    end: int
+    line: int
+
+
+class RawRow(NamedTuple):
     """One row as it stands in the file. `problem` says why it could not be read; `value` is then the text found.
 
     `line` counts from 1: the physical line of JSON lines and CSV (header included), the item of a JSON list or Parquet.
@@ -59,16 +68,31 @@ class RowReader:
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; expected one row for each rejected answer")
         self._suffix = suffix
-        self.fraction = 0.0
+        self._read = 0.0
+        self._file: IO[bytes] | None = None
+
+    @property
+    def fraction(self) -> float:
         """Share of the file that the iteration in progress has read, for a progress bar."""
+        if self._file is None:
+            return self._read
+        return 1.0 if self._file.closed else self._file.tell() / self.path.stat().st_size
 
     @property
     def is_text_table(self) -> bool:
         """Every value is text (CSV), so lists, numbers and labels arrive as text, and a missing value as ""."""
         return self._suffix == ".csv"
 
+    @property
+    def content_bytes(self) -> int:
+        """About how large the rows are as text."""
+        return self.path.stat().st_size * (_COMPRESSION if self._suffix in (".jsonl.gz", ".parquet") else 1)
+
     def __iter__(self) -> Iterator[RawRow]:
-        self.fraction = 0.0
+        yield from self.rows()
+
+    def rows(self, span: Span | None = None) -> Iterator[RawRow]:
+        """The rows of the file, or of one of its `halves`."""
         with _explain_unreadable(self.path):
             match self._suffix:
                 case ".csv":
@@ -78,19 +102,60 @@ class RowReader:
                 case ".json":
                     yield from self._json()
                 case _:
-                    yield from self._json_lines()
+                    yield from self._json_lines(span)
 
-    def _json_lines(self) -> Iterator[RawRow]:
+    def halves(self) -> tuple[Span, Span] | None:
+        """Two parts with about as many bytes; None for a file that can only be read from its beginning."""
         size = self.path.stat().st_size
-        with self.path.open("rb") as file:
+        if self._suffix != ".jsonl":
+            return None
+        with _explain_unreadable(self.path), self.path.open("rb") as file:
+            file.seek(size // 2)
+            file.readline()
+            middle = file.tell()
+            file.seek(0)
+            line = 1
+            while left := middle - file.tell():
+                line += file.read(min(left, _CHUNK_BYTES)).count(b"\n")
+        return Span(0, middle, 1), Span(middle, size, line)
+
+    def select(self, lines: Iterable[int]) -> Iterator[RawRow]:
+        """The rows of these lines, which ascend; JSON lines beside them are not parsed."""
+        wanted = iter(lines)
+        if self._suffix in (".jsonl", ".jsonl.gz"):
+            with _explain_unreadable(self.path):
+                yield from self._json_lines(None, wanted)
+            return
+        line = next(wanted, None)
+        for raw in self:
+            if raw.line == line:
+                yield raw
+                line = next(wanted, None)
+
+    def _json_lines(self, span: Span | None, wanted: Iterator[int] | None = None) -> Iterator[RawRow]:
+        next_line = next(wanted, None) if wanted is not None else None
+        start, end, first = span or Span(0, -1, 1)
+        with self.path.open("rb", buffering=_CHUNK_BYTES) as file:
+            self._file = file
+            file.seek(start)
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if self._suffix.endswith(".gz") else file  # pyright: ignore[reportAssignmentType]  # a GzipFile is a binary stream in all but name
-            for line, data in enumerate(stream, 1):
+            for line, data in enumerate(stream, first):
+                if start == end:
+                    return
+                start += len(data)
                 if line == 1:
                     data = data.removeprefix(_BOM)
-                if not data.strip():
+                if data.isspace() or not data:
                     continue
-                self.fraction = file.tell() / size
-                yield _json_row(self.path, line, data)
+                if wanted is not None:
+                    if line != next_line:
+                        continue
+                    next_line = next(wanted, None)
+                try:
+                    yield RawRow(line, orjson.loads(data))
+                except orjson.JSONDecodeError as error:
+                    text = _decode(self.path, data, line).rstrip("\r\n")
+                    yield RawRow(line, text, f"not valid JSON ({error})")
 
     def _json(self) -> Iterator[RawRow]:
         data = self.path.read_bytes().removeprefix(_BOM)
@@ -104,13 +169,13 @@ class RowReader:
         if not isinstance(items, list):
             raise DataError(f"{self.path}: expected a JSON list of objects, found {json_type(items)}; write a list")
         for number, item in enumerate(items, 1):
-            self.fraction = number / len(items)
+            self._read = number / len(items)
             yield RawRow(number, item)
 
     def _csv(self) -> Iterator[RawRow]:
         csv.field_size_limit(_LONGEST_CSV_FIELD)
-        size = self.path.stat().st_size
         with self.path.open("rb") as file:
+            self._file = file
             # strict: a quote that is never closed would otherwise swallow the rest of the file without a word.
             rows = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
             try:
@@ -135,7 +200,6 @@ class RowReader:
                         ) from error
                     yield RawRow(line, "", f"not valid CSV ({error})")
                     continue
-                self.fraction = file.tell() / size
                 if not cells:
                     continue
                 if len(cells) == len(header):
@@ -149,7 +213,7 @@ class RowReader:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():
                     line += 1
-                    self.fraction = line / file.metadata.num_rows
+                    self._read = line / file.metadata.num_rows
                     yield RawRow(line, row)
 
 
@@ -157,13 +221,6 @@ def json_type(value: Any) -> str:
     """What JSON calls the type of a value: for messages that a user reads."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
-
-
-def _json_row(path: Path, line: int, data: bytes) -> RawRow:
-    try:
-        return RawRow(line, orjson.loads(data))
-    except orjson.JSONDecodeError as error:
-        return RawRow(line, _decode(path, data, line).rstrip("\r\n"), f"not valid JSON ({error})")
 
 
 def _decode(path: Path, data: bytes, line: int | None) -> str:

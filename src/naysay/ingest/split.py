@@ -1,133 +1,137 @@
-"""Train, dev and held-out, by prompt: deterministic, independent of the order of rows, near-duplicates together."""
+"""Train, dev and held-out, by prompt: deterministic, independent of the order of rows, near-duplicates together.
 
-import dataclasses
-from collections import Counter
-from collections.abc import Callable, Sequence
+Prompts are numbers 0, 1, ... in the order of their ids, and what is known of them are arrays.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from naysay.artifacts.digests import digest_text
 from naysay.config.data import DataConfig
-from naysay.ingest.collect import CollectedPrompt
-from naysay.ingest.near_duplicates import NearDuplicates, shingles
+from naysay.ingest.near_duplicates import NearDuplicates
 from naysay.records import Split
 
-_TRAIN: Split = "train"
-_EVALUATED: tuple[Split, ...] = ("dev", "heldout")
-_ALL: tuple[Split, ...] = (_TRAIN, *_EVALUATED)
+SPLITS: tuple[Split, ...] = ("train", "dev", "heldout", "benign")
+TRAIN, DEV, HELDOUT, BENIGN = range(4)
+ANY = 3
+"""In `asked`: the rows ask for no split."""
+NEAR_DUPLICATE, NEAR_TRAINING = 4, 5
+"""Removed: a held-out (or dev) prompt near a training (or dev) prompt; a benign prompt near a training prompt."""
+LEFT_OUT = 6
+"""Not among those that a limit keeps."""
 
 
 @dataclass(frozen=True, slots=True)
-class SplitPrompts:
-    """Prompt ids by split, and those removed because a near-duplicate of theirs is trained on (or chosen on)."""
+class _Clusters:
+    """Near-duplicates that go together, by the number of their first member; other numbers have no members."""
 
-    by_split: dict[Split, list[str]]
-    near_duplicates_removed: list[str]
-    benign_removed: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Cluster:
-    members: list[str]
-    draw: float
-    asked: Split | None
-    split: Split
-
-    def moved(self, split: Split) -> "_Cluster":
-        return dataclasses.replace(self, split=split)
+    size: np.ndarray
+    draw: np.ndarray
+    asked: np.ndarray
+    split: np.ndarray
 
 
 def split_prompts(
-    prompts: Sequence[CollectedPrompt], benign: Sequence[CollectedPrompt], data: DataConfig, seed: int
-) -> SplitPrompts:
+    with_negatives: np.ndarray, asked: np.ndarray, draw: np.ndarray, near: NearDuplicates, data: DataConfig
+) -> np.ndarray:
     """Give every prompt with a rejected answer its split; benign prompts close to a training prompt are removed.
 
-    A cluster of near-duplicates goes to one split, drawn by the hash of (seed, its smallest prompt id). Rows that ask
-    for a split get it, unless the prompt is a near-duplicate of a training prompt: then it is removed. The same holds
-    between held-out and dev.
+    A cluster of near-duplicates goes to one split, drawn by its smallest prompt id. Rows that ask for a split get it,
+    unless the prompt is a near-duplicate of a training prompt: then it is removed. The same holds between held-out and
+    dev.
+
+    Args:
+        with_negatives: mask of the prompts with a rejected answer; the others are benign.
+        asked, draw: of each prompt, the split asked for and its number in [0, 1).
+        near: the prompts' near-duplicates.
+        data: the fractions.
+
+    Returns:
+        the code of each prompt's split, or of the reason of its removal (uint8).
     """
-    ordered = sorted(prompts, key=lambda prompt: prompt.prompt_id)
-    asked: dict[str, Split | None] = {prompt.prompt_id: prompt.asked for prompt in ordered}
-    # One index for all, so that both questions below mean the same by "near".
-    sets = {prompt.prompt_id: shingles(prompt.messages) for prompt in (*ordered, *benign)}
-    duplicates = NearDuplicates(sets, data.near_duplicate_threshold)
-    clusters = _fill_empty([_place(members, asked, data, seed) for members in duplicates.clusters(list(asked))], data)
-    split_of: dict[str, Split] = {key: asked[key] or cluster.split for cluster in clusters for key in cluster.members}
-    by_split: dict[Split, list[str]] = {
-        split: sorted(key for key, value in split_of.items() if value == split) for split in _ALL
-    }
-    removed: set[str] = set()
-    if any(asked.values()):
-        removed |= duplicates.close_to(by_split["dev"] + by_split["heldout"], by_split["train"])
-        dev = [key for key in by_split["dev"] if key not in removed]
-        removed |= duplicates.close_to(by_split["heldout"], dev)
-    benign_ids = sorted(prompt.prompt_id for prompt in benign)
-    benign_removed = duplicates.close_to(benign_ids, by_split["train"])
-    by_split["benign"] = [key for key in benign_ids if key not in benign_removed]
-    for split in _EVALUATED:
-        by_split[split] = [key for key in by_split[split] if key not in removed]
-    return SplitPrompts(by_split, sorted(removed), sorted(benign_removed))
+    first = near.clusters(with_negatives)
+    split = np.where(asked == ANY, _place(first, with_negatives, asked, draw, data)[first], asked).astype(np.uint8)
+    split[~with_negatives] = BENIGN
+    removed = np.zeros(len(split), dtype=bool)
+    if (asked[with_negatives] != ANY).any():
+        removed |= near.close_to((split == DEV) | (split == HELDOUT), split == TRAIN)
+        removed |= near.close_to(split == HELDOUT, (split == DEV) & ~removed)
+    benign_removed = near.close_to(split == BENIGN, split == TRAIN)
+    split[removed] = NEAR_DUPLICATE
+    split[benign_removed] = NEAR_TRAINING
+    return split
 
 
 def limit_prompts(
-    ids: Sequence[str], prompts: dict[str, CollectedPrompt], *, limit: int | None, seed: int, prefer_both: bool
-) -> list[str]:
-    """At most `limit` prompt ids: from each category in turn, by the hash of (seed, prompt id).
+    chosen: np.ndarray,
+    *,
+    limit: int,
+    draw: np.ndarray,
+    group: np.ndarray,
+    group_draw: np.ndarray,
+    second: np.ndarray,
+) -> np.ndarray:
+    """At most `limit` of the prompts `chosen` (ascending numbers): from each category in turn, by their draws.
 
-    `prefer_both` takes prompts that have a rejected and an acceptable answer before all others.
+    Args:
+        draw, group, second: of each prompt, its number in [0, 1), its category, and whether it is taken only when no
+            other is left.
+        group_draw: of each category, its place in a turn.
     """
-    if limit is None or len(ids) <= limit:
-        return sorted(ids)
-    groups: dict[tuple[bool, str, str], list[str]] = {}
-    for key in sorted(ids, key=lambda key: draw(seed, "limit", key)):
-        prompt = prompts[key]
-        second = prefer_both and not (prompt.negatives and prompt.acceptable)
-        groups.setdefault((second, prompt.kind, prompt.category), []).append(key)
-    turns: list[tuple[bool, int, float, str]] = []
-    for (second, kind, category), members in groups.items():
-        place = draw(seed, "category", kind, category)
-        turns += [(second, turn, place, key) for turn, key in enumerate(members)]
-    return sorted(key for *_, key in sorted(turns)[:limit])
+    if len(chosen) <= limit:
+        return chosen
+    late, of, mine = second[chosen], group[chosen], draw[chosen]
+    order = np.lexsort((chosen, mine, of, late))
+    new = np.diff(of[order], prepend=-1) != 0
+    new |= np.diff(late[order].astype(np.int8), prepend=-1) != 0
+    starts = np.flatnonzero(new)
+    turn = np.empty(len(chosen), np.int64)
+    turn[order] = np.arange(len(chosen)) - np.repeat(starts, np.diff(starts, append=len(chosen)))
+    kept = np.lexsort((chosen, group_draw[of], turn, late))[:limit]
+    return np.sort(chosen[kept])
 
 
-def draw(seed: int, *parts: str) -> float:
+def draw_one(seed: int, *parts: str) -> float:
     """A number in [0, 1) that depends on its arguments only."""
     return int(digest_text(str(seed), *parts)[:13], 16) / 16**13
 
 
-def _place(members: list[str], asked: dict[str, Split | None], data: DataConfig, seed: int) -> _Cluster:
-    number = draw(seed, "split", members[0])
-    wishes = {asked[key] for key in members}
+def group_draws(seed: int, groups: Sequence[tuple[str, str]]) -> np.ndarray:
+    """The place in a turn of each (kind, category)."""
+    return np.array([draw_one(seed, "category", kind, category) for kind, category in groups])
+
+
+def _place(first: np.ndarray, members: np.ndarray, asked: np.ndarray, draw: np.ndarray, data: DataConfig) -> np.ndarray:
+    """The split of each cluster, at the number of its first member."""
+    size = np.bincount(first[members], minlength=len(first)).astype(np.uint32)
     # What joins a prompt that asks for a split must not be on the other side of it.
-    wish: Split | None = next((split for split in _ALL if split in wishes), None)
-    if wish is not None:
-        return _Cluster(members, number, wish, wish)
-    split: Split = "train"
-    if number < data.heldout_fraction + data.dev_fraction:
-        split = "heldout" if number < data.heldout_fraction else "dev"
-    return _Cluster(members, number, None, split)
+    wish = np.full(len(first), ANY, np.uint8)
+    np.minimum.at(wish, first[members], asked[members])
+    held_out = draw < data.heldout_fraction
+    evaluated = draw < data.heldout_fraction + data.dev_fraction
+    split = np.where(held_out, HELDOUT, np.where(evaluated, DEV, TRAIN)).astype(np.uint8)
+    split = np.where(wish == ANY, split, wish)
+    return _fill_empty(_Clusters(size, draw, wish, split), data)
 
 
-def _fill_empty(clusters: list[_Cluster], data: DataConfig) -> list[_Cluster]:
+def _fill_empty(clusters: _Clusters, data: DataConfig) -> np.ndarray:
     """In a small file chance may leave nothing to train on, or nothing held out: move the smallest cluster there."""
-    sizes: Counter[Split] = Counter(cluster.split for cluster in clusters)
-    if not sizes["train"]:
+    split, there = clusters.split.copy(), clusters.size > 0
+    movable = there & (clusters.asked == ANY)
+
+    def move(to: int, candidates: np.ndarray, late: np.ndarray) -> None:
+        numbers = np.flatnonzero(candidates)
+        if len(numbers):
+            order = np.lexsort((clusters.draw[numbers], clusters.size[numbers], late[numbers]))
+            split[numbers[order[0]]] = to
+
+    if not (split[there] == TRAIN).any():
         # From dev first: the held-out figure is what a run is for.
-        clusters = _move_one(clusters, "train", lambda item: (item.split == "heldout", len(item.members), item.draw))
-    sizes = Counter(cluster.split for cluster in clusters)
-    if not sizes["heldout"] and data.heldout_fraction > 0.0:
-        spare: set[Split] = {"train", "dev"} if sizes["train"] > 1 else {"dev"}
-        clusters = _move_one(clusters, "heldout", lambda item: (len(item.members), item.draw), spare)
-    return clusters
-
-
-def _move_one(
-    clusters: list[_Cluster],
-    target: Split,
-    order: Callable[[_Cluster], tuple[float, ...]],
-    spare: set[Split] | None = None,
-) -> list[_Cluster]:
-    movable = [item for item in clusters if item.asked is None and (spare is None or item.split in spare)]
-    if not movable:
-        return clusters
-    chosen = min(movable, key=order)
-    return [item.moved(target) if item is chosen else item for item in clusters]
+        move(TRAIN, movable, split == HELDOUT)
+    train, heldout = ((split == code) & there for code in (TRAIN, HELDOUT))
+    if not heldout.any() and data.heldout_fraction > 0.0:
+        spare = (split == DEV) | (train if train.sum() > 1 else np.zeros_like(train))
+        move(HELDOUT, movable & spare, np.zeros_like(train))
+    return split

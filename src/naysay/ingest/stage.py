@@ -1,37 +1,31 @@
 """`ingest`: the user's file of rejected answers -> prompts, negatives and acceptable answers, split by prompt."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
 
-from naysay.artifacts.digests import digest_text
 from naysay.artifacts.run_directory import RunDirectory
-from naysay.artifacts.store import write_jsonl
+from naysay.artifacts.store import scratch_folder, write_jsonl
 from naysay.config import RunConfig
 from naysay.errors import DataError
 from naysay.ingest import embedded
-from naysay.ingest.collect import CollectedAnswer, CollectedPrompt, Collection, TokenCounter, collect
 from naysay.ingest.counts import check_counts, count
-from naysay.ingest.readers import RawRow, RowReader
-from naysay.ingest.split import SplitPrompts, limit_prompts, split_prompts
+from naysay.ingest.gather import ACCEPTABLE, NEGATIVES, PROMPTS
+from naysay.ingest.merge import LengthCheck, TokenCounter
+from naysay.ingest.near_duplicates import NearDuplicates
+from naysay.ingest.read import Prompts, read_prompts, second_process
+from naysay.ingest.readers import RowReader
+from naysay.ingest.second_process import SecondProcess
+from naysay.ingest.split import BENIGN, DEV, HELDOUT, LEFT_OUT, SPLITS, TRAIN, group_draws, limit_prompts, split_prompts
+from naysay.ingest.write import write_records
 from naysay.modeling.chat import template_file
-from naysay.records import Acceptable, Negative, Prompt, Split
+from naysay.records import Split
 
 VERSION = 1
-_ROWS_BETWEEN_UPDATES = 500
-_SPLITS: tuple[Split, ...] = ("train", "dev", "heldout", "benign")
-
-
-@dataclass(frozen=True, slots=True)
-class _Records:
-    prompts: list[Prompt]
-    negatives: list[Negative]
-    acceptable: list[Acceptable]
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -74,99 +68,86 @@ def run(config: RunConfig, run: RunDirectory, *, count_tokens: TokenCounter | No
         InputNotFoundError, DataError: a file cannot be used, or nothing is left to train on.
     """
     sources = embedded.data_source(config), embedded.benign_source(config)
-    with _progress() as progress:
-        watch = _Watch(progress)
-        data, benign = (
-            collect(source, max_length=config.model.max_length, count_tokens=count_tokens, watch=watch)
-            for source in sources
-        )
-    prompts = dict(data.prompts)
-    repeated = [item for key, item in benign.prompts.items() if key in prompts]
-    prompts.update({key: item for key, item in benign.prompts.items() if key not in prompts})
-    with_negatives = [item for item in data.prompts.values() if item.negatives]
-    without = [item for item in prompts.values() if not item.negatives]
-    split = split_prompts(with_negatives, without, config.data, config.seed)
-    kept = _limited(config, prompts, split)
-    if not kept["train"]:
-        raise DataError(_nothing_to_train_on(config, data, split))
-    records = _records(prompts, kept, config.data.limit.answers_per_prompt)
-    written = {"negatives": len(records.negatives), "acceptable": len(records.acceptable)}
-    from_data = len(data.prompts) - len(with_negatives)
-    counts = count(data, benign, from_data, repeated, split, kept, written)
+    lengths = None if count_tokens is None else LengthCheck(config.model.max_length, count_tokens)
+    with _progress() as progress, scratch_folder(run.ingest_parts) as folder, second_process(sources) as second:
+        prompts = read_prompts(config, sources, lengths, folder, _Watch(progress), second)
+        near = NearDuplicates(folder, prompts.shingles, config.data.near_duplicate_threshold)
+        split = split_prompts(prompts.negatives > 0, prompts.asked, prompts.split_draw, near, config.data)
+        kept = _limited(config, prompts, split)
+        if not (kept == TRAIN).any():
+            raise DataError(_nothing_to_train_on(config, prompts, split))
+        counts = _write(config, run, prompts, split, kept, folder, second)
     counts["length_checked"] = count_tokens is not None
-    quarantine = data.quarantine + benign.quarantine
-    ids = {key for chosen in kept.values() for key in chosen}
-    absent = [*repeated, *(item for key, item in prompts.items() if key not in ids)]
-    left_out = sum(len(item.negatives) + len(item.acceptable) for item in absent)
-    left_out += sum(_beyond(prompts[key], config.data.limit.answers_per_prompt) for key in ids)
-    check_counts(counts, answers_left_out=left_out, quarantine_entries=len(quarantine))
-    write_jsonl(run.prompts, records.prompts)
-    write_jsonl(run.negatives, records.negatives)
-    write_jsonl(run.acceptable, records.acceptable)
-    write_jsonl(run.quarantine, quarantine)
     return counts
 
 
-def _limited(config: RunConfig, prompts: dict[str, CollectedPrompt], split: SplitPrompts) -> dict[Split, Sequence[str]]:
-    return {
-        name: limit_prompts(
-            split.by_split[name],
-            prompts,
-            limit=getattr(config.data.limit, name),
-            seed=config.seed,
-            prefer_both=name in ("dev", "heldout"),
-        )
-        for name in _SPLITS
-    }
+def _limited(config: RunConfig, prompts: Prompts, split: np.ndarray) -> np.ndarray:
+    """`split`, with those left out that a limit leaves out."""
+    limits = {code: getattr(config.data.limit, name) for code, name in enumerate(SPLITS)}
+    if all(limit is None for limit in limits.values()):
+        return split
+    kept, places = split.copy(), group_draws(config.seed, prompts.groups)
+    both = (prompts.negatives > 0) & (prompts.acceptable > 0)
+    for code, limit in limits.items():
+        if limit is None:
+            continue
+        chosen = np.flatnonzero(split == code)
+        kept[chosen] = LEFT_OUT
+        # Prompts that have a rejected and an acceptable answer tell more where answers are compared.
+        second = ~both if code in (DEV, HELDOUT) else np.zeros_like(both)
+        kept[
+            limit_prompts(
+                chosen, limit=limit, draw=prompts.limit_draw, group=prompts.group, group_draw=places, second=second
+            )
+        ] = code
+    return kept
 
 
-def _records(
-    prompts: Mapping[str, CollectedPrompt], kept: Mapping[Split, Sequence[str]], answers: int | None
-) -> _Records:
-    """At most `answers` of each kind a prompt: the first ones by id, which is a digest."""
-    records = _Records([], [], [])
-    for split, ids in kept.items():
-        for key in ids:
-            item = prompts[key]
-            kind = item.kind or ("benign" if split == "benign" else "")
-            records.prompts.append(Prompt(key, item.messages, item.source, split, kind))
-            negatives = [Negative(_answer_id("n-", key, found), key, **_about(found)) for found in _all(item.negatives)]
-            records.negatives.extend(sorted(negatives, key=lambda row: row.negative_id)[:answers])
-            acceptable = [
-                Acceptable(_answer_id("a-", key, found), key, **_about(found)) for found in _all(item.acceptable)
-            ]
-            records.acceptable.extend(sorted(acceptable, key=lambda row: row.acceptable_id)[:answers])
-    return records
+def _write(
+    config: RunConfig,
+    run: RunDirectory,
+    prompts: Prompts,
+    split: np.ndarray,
+    kept: np.ndarray,
+    folder: Path,
+    second: SecondProcess | None,
+) -> dict[str, Any]:
+    buckets = np.split(kept, prompts.bucket_ends)
+    wait = second.start(write_records, run.negatives, folder, NEGATIVES, buckets) if second else None
+    write_records(run.prompts, folder, PROMPTS, buckets)
+    acceptable = write_records(run.acceptable, folder, ACCEPTABLE, buckets)
+    negatives = wait() if wait else write_records(run.negatives, folder, NEGATIVES, buckets)
+    written = {"negatives": negatives, "acceptable": acceptable}
+    number = np.bincount(kept, minlength=LEFT_OUT + 1).tolist()
+    by_split: dict[Split, int] = {name: number[code] for code, name in enumerate(SPLITS)}
+    counts = count(prompts.tallies, prompts.repeated, split, by_split, written)
+    stays, most = kept <= BENIGN, config.data.limit.answers_per_prompt
+    left_out = prompts.repeated_answers
+    for answers in (prompts.negatives, prompts.acceptable):
+        left_out += int(answers[~stays].sum())
+        if most is not None:
+            left_out += int(np.maximum(answers[stays].astype(np.int64) - most, 0).sum())
+    entries = sum(len(tally.doubts) for tally in prompts.tallies)
+    check_counts(counts, answers_left_out=left_out, quarantine_entries=entries)
+    write_jsonl(
+        run.quarantine,
+        (
+            entry
+            for source, tally in zip(prompts.sources, prompts.tallies, strict=True)
+            for entry in tally.doubts.entries(str(source.path), RowReader(source.path).select(tally.doubts.lines()))
+        ),
+    )
+    return counts
 
 
-def _beyond(prompt: CollectedPrompt, answers: int | None) -> int:
-    """How many answers of a prompt the limit leaves out."""
-    if answers is None:
-        return 0
-    return max(0, len(prompt.negatives) - answers) + max(0, len(prompt.acceptable) - answers)
-
-
-def _all(answers: Mapping[str, CollectedAnswer]) -> list[CollectedAnswer]:
-    return list(answers.values())
-
-
-def _answer_id(prefix: str, prompt_id: str, found: CollectedAnswer) -> str:
-    return prefix + digest_text(prompt_id, found.answer.text)[:16]
-
-
-def _about(found: CollectedAnswer) -> dict[str, Any]:
-    names = ("text", "category", "severity", "annotators", "provenance", "finish")
-    return {name: getattr(found.answer, name) for name in names}
-
-
-def _nothing_to_train_on(config: RunConfig, data: Collection, split: SplitPrompts) -> str:
+def _nothing_to_train_on(config: RunConfig, prompts: Prompts, split: np.ndarray) -> str:
     where = config.data.path
-    if split.by_split["train"]:
+    if (split == TRAIN).any():
         return f"{where}: data.limit.train=0 leaves no prompt to train on; set it to 1 or more, or leave it out"
-    if not any(item.negatives for item in data.prompts.values()):
+    if not prompts.tallies[0].with_negatives:
         return (
-            f"{where}: expected rejected answers, found {len(data.prompts)} prompts with acceptable answers only; "
-            "naysay learns from what was rejected: check `label` (false = rejected)"
+            f"{where}: expected rejected answers, found {prompts.tallies[0].prompts} prompts with acceptable answers "
+            "only; naysay learns from what was rejected: check `label` (false = rejected)"
         )
     return f"{where}: every prompt's column `split` says dev or heldout; mark some as train or drop the column"
 
@@ -200,11 +181,9 @@ class _Watch:
 
     def __init__(self, progress: Progress):
         self.progress = progress
+        self.tasks: dict[Path, TaskID] = {}
 
-    def __call__(self, reader: RowReader) -> Iterator[RawRow]:
-        task = self.progress.add_task("", total=1.0, name=reader.path.name, rows=0)
-        for number, row in enumerate(reader, 1):
-            if number % _ROWS_BETWEEN_UPDATES == 0:
-                self.progress.update(task, completed=reader.fraction, rows=number)
-            yield row
-        self.progress.update(task, completed=1.0)
+    def __call__(self, reader: RowReader, rows: int) -> None:
+        if reader.path not in self.tasks:
+            self.tasks[reader.path] = self.progress.add_task("", total=1.0, name=reader.path.name, rows=0)
+        self.progress.update(self.tasks[reader.path], completed=reader.fraction, rows=rows)

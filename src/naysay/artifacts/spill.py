@@ -1,0 +1,82 @@
+"""Lists of plain values that a stage lays aside on disk, in numbered parts, and reads back part by part.
+
+Marshal, not pickle: it is the fastest way to and from bytes for the plain values here, and only the interpreter that
+wrote a spill reads it. Nothing of it outlives its stage.
+"""
+
+import marshal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from naysay.artifacts.store import explain_storage_errors
+
+WRITERS = 2
+_BUFFER_BYTES = 1 << 15
+_MARSHAL_VERSION = 2
+"""The last one that does not look for objects that occur twice, which takes longer than writing them twice."""
+_LENGTH_BYTES = 8
+
+
+class SpillWriter:
+    """Appends to the parts of one spill. Several writers may write the same spill under different `writer` numbers.
+
+    Values are bytes, text, numbers, None, and tuples or lists of these.
+    """
+
+    def __init__(self, folder: Path, name: str, writer: int = 0):
+        self.folder, self.name, self.writer = folder, name, writer
+        self._files: dict[int, IO[bytes]] = {}
+
+    def append(self, part: int, values: Any) -> None:
+        data = marshal.dumps(values, _MARSHAL_VERSION)
+        self._write(part, len(data).to_bytes(_LENGTH_BYTES, "little") + data)
+
+    def append_array(self, part: int, values: np.ndarray) -> None:
+        """Raw numbers; a part holds either these or lists."""
+        self._write(part, values.tobytes())
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _write(self, part: int, data: bytes) -> None:
+        with explain_storage_errors(self.folder):
+            file = self._files.get(part)
+            if file is None:
+                path = _file(self.folder, self.name, part, self.writer)
+                file = self._files[part] = path.open("ab", buffering=_BUFFER_BYTES)
+            file.write(data)
+
+
+def take_spill(folder: Path, name: str, part: int) -> Iterator[Any]:
+    """The lists of a part, writer by writer, each in the order of writing; the files go with the reading."""
+    for path in _files(folder, name, part):
+        data = memoryview(path.read_bytes())
+        path.unlink()
+        while data:
+            end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+            yield marshal.loads(data[_LENGTH_BYTES:end])
+            data = data[end:]
+
+
+def read_arrays(folder: Path, name: str, part: int, dtype: Any) -> np.ndarray:
+    """The numbers of a part, writer by writer."""
+    found = [np.fromfile(path, dtype) for path in _files(folder, name, part)]
+    return np.concatenate(found) if found else np.empty(0, dtype)
+
+
+def read_array(folder: Path, name: str, part: int, dtype: Any, start: int, count: int) -> np.ndarray:
+    """`count` numbers of a part that one writer wrote, from number `start` on."""
+    return np.fromfile(_file(folder, name, part, 0), dtype, count, offset=start * np.dtype(dtype).itemsize)
+
+
+def _files(folder: Path, name: str, part: int) -> list[Path]:
+    found = (_file(folder, name, part, writer) for writer in range(WRITERS))
+    return [path for path in found if path.exists()]
+
+
+def _file(folder: Path, name: str, part: int, writer: int) -> Path:
+    return folder / f"{name}-{part}.{writer}"

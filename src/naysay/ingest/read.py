@@ -1,0 +1,178 @@
+"""The user's two files -> their distinct prompts: on disk what they say, in memory a few numbers for each."""
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from naysay.config import RunConfig
+from naysay.errors import DataError
+from naysay.ingest.columns import Columns, check_mapped
+from naysay.ingest.embedded import Source
+from naysay.ingest.gather import BENIGN, DATA, Bucket, Task, gather
+from naysay.ingest.merge import LengthCheck, Tally
+from naysay.ingest.readers import RowReader
+from naysay.ingest.second_process import SecondProcess
+from naysay.ingest.spread import Watch, bucket_bits, look_at_columns, spread, usual_about
+
+LARGE_FILE_BYTES = 32 << 20
+"""From here on a second process is worth its start."""
+
+
+@dataclass(slots=True)
+class Prompts:
+    """All prompts, numbered in the order of their ids (see `Bucket` for the arrays), and what the files gave."""
+
+    sources: tuple[Source, Source]
+    tallies: tuple[Tally, Tally]
+    asked: np.ndarray
+    negatives: np.ndarray
+    acceptable: np.ndarray
+    split_draw: np.ndarray
+    limit_draw: np.ndarray
+    group: np.ndarray
+    groups: list[tuple[str, str]]
+    shingles: list[np.ndarray]
+    """By bucket."""
+    repeated: int
+    repeated_answers: int
+
+    @property
+    def bucket_ends(self) -> np.ndarray:
+        """Where to part an array of all prompts into buckets."""
+        return np.cumsum([len(item) for item in self.shingles])[:-1]
+
+
+@contextmanager
+def second_process(sources: Sequence[Source]) -> Iterator[SecondProcess | None]:
+    """A second process, where the files are large enough and the machine has another core."""
+    if _content_bytes(sources) >= LARGE_FILE_BYTES and (os.cpu_count() or 1) > 1:
+        with SecondProcess() as second:
+            yield second
+    else:
+        yield None
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Python does not look for cycles meanwhile: there are none among the many tuples of rows."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def read_prompts(
+    config: RunConfig,
+    sources: tuple[Source, Source],
+    lengths: LengthCheck | None,
+    folder: Path,
+    watch: Watch,
+    second: SecondProcess | None,
+) -> Prompts:
+    """Read both files; their buckets lie in `folder` afterwards.
+
+    Raises:
+        InputNotFoundError, DataError: a file cannot be used as a whole, lacks a column, or has no usable row.
+    """
+    bits = bucket_bits(_content_bytes(sources))
+    tallies = Tally(), Tally()
+    with _without_collection():
+        data, benign = (
+            _spread(source, tally, second, watch, folder=folder, name=name, bits=bits)
+            for source, name, tally in zip(sources, (DATA, BENIGN), tallies, strict=True)
+        )
+    limits = config.data.limit
+    task = Task(
+        folder,
+        (sources[0].label, sources[1].label),
+        (usual_about(data), usual_about(benign)),
+        config.seed,
+        config.data.near_duplicate_threshold,
+        limits.answers_per_prompt,
+        any(limit is not None for limit in (limits.train, limits.dev, limits.heldout, limits.benign)),
+    )
+    # A token counter is somebody else's code, which may well leave cycles.
+    with _without_collection() if lengths is None else nullcontext():
+        buckets = _gather(task, 1 << bits, lengths, second)
+    for bucket in buckets:
+        for tally, part in zip(tallies, bucket.tallies, strict=True):
+            tally.update(part)
+    for source, tally in zip(sources, tallies, strict=True):
+        if not tally.prompts:
+            raise DataError(_no_usable_row(source, tally))
+    return _together(sources, tallies, buckets)
+
+
+def _content_bytes(sources: Sequence[Source]) -> int:
+    return sum(RowReader(source.path).content_bytes for source in sources)
+
+
+def _spread(source: Source, tally: Tally, second: SecondProcess | None, watch: Watch, **where: Any) -> Columns:
+    columns = look_at_columns(source)
+    reader = RowReader(source.path)
+    halves = reader.halves() if second is not None and reader.content_bytes >= LARGE_FILE_BYTES else None
+    if second is None or halves is None:
+        parts = [spread(source, columns, None, watch=watch, **where)]
+    else:
+        other = second.start(spread, source, columns, halves[1], writer=1, **where)
+        parts = [spread(source, columns, halves[0], watch=watch, **where), other()]
+    for part in parts:
+        tally.rows += part.rows
+        tally.doubts.update(part.unreadable)
+        tally.by_reason.update(part.unreadable.by_reason())
+    check_mapped(str(source.path), source.columns, columns.found.union(*(part.found for part in parts)))
+    return columns
+
+
+def _gather(task: Task, count: int, lengths: LengthCheck | None, second: SecondProcess | None) -> list[Bucket]:
+    """All buckets in order. The first one is done before the others: it is the sample of how frequent shingles are."""
+    first, weights = gather(task, [0], weights=None, writer=0, lengths=lengths)
+    # The token counter stays in this process: it may hold a tokenizer.
+    if second is None or lengths is not None:
+        others, _ = gather(task, range(1, count), weights=weights, writer=0, lengths=lengths)
+        return first + others
+    wait: Callable[[], tuple[list[Bucket], Any]] = second.start(
+        gather, task, range(2, count, 2), weights=weights, writer=1
+    )
+    odd, _ = gather(task, range(1, count, 2), weights=weights, writer=0)
+    even, _ = wait()
+    by_number = {**dict(zip(range(1, count, 2), odd, strict=True)), **dict(zip(range(2, count, 2), even, strict=True))}
+    return first + [by_number[number] for number in range(1, count)]
+
+
+def _together(sources: tuple[Source, Source], tallies: tuple[Tally, Tally], buckets: Sequence[Bucket]) -> Prompts:
+    groups: dict[tuple[str, str], int] = {}
+    numbers = [
+        np.array([groups.setdefault(group, len(groups)) for group in bucket.groups], np.uint32)[bucket.group]
+        for bucket in buckets
+    ]
+    return Prompts(
+        sources,
+        tallies,
+        asked=np.concatenate([bucket.asked for bucket in buckets]),
+        negatives=np.concatenate([bucket.negatives for bucket in buckets]),
+        acceptable=np.concatenate([bucket.acceptable for bucket in buckets]),
+        split_draw=np.concatenate([bucket.split_draw for bucket in buckets]),
+        limit_draw=np.concatenate([bucket.limit_draw for bucket in buckets]),
+        group=np.concatenate(numbers),
+        groups=list(groups),
+        shingles=[bucket.shingles for bucket in buckets],
+        repeated=sum(bucket.repeated for bucket in buckets),
+        repeated_answers=sum(bucket.repeated_answers for bucket in buckets),
+    )
+
+
+def _no_usable_row(source: Source, tally: Tally) -> str:
+    line, field, detail, fix = tally.doubts.first()
+    where = f"line {line}" + (f", {field}" if field else "")
+    quarantined = tally.by_reason.total()
+    return f"{source.path}: no usable row; all {quarantined} were quarantined, the first ({where}): {detail}; {fix}"
