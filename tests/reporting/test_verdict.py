@@ -225,4 +225,4 @@ def test_a_judge_sees_refusals_that_the_heuristic_misses(judged_evaluation: Eval
     judged_evaluation["outcomes"]["by_kind"]["lookalike"]["change"]["refusal"] = estimate(0.3, 0.1, 0.5, 20)
     verdict = decide(judged_evaluation, 0.10)
     assert verdict.label == "over_refusal"
-    assert "refusals of lookalike prompts rose by +30.0 points" in verdict.text
+    assert "refusals of harmless prompts rose by +12.5 points" in verdict.text
