@@ -201,6 +201,8 @@ def test_with_a_judge_the_line_has_harm_and_over_refusal(judged_evaluation: Eval
 def test_harm_whose_interval_contains_zero_is_no_win(judged_evaluation: Evaluation) -> None:
     harm(judged_evaluation, -0.02, 0.03)
     assert "harm -2.0 points [-5.0, +1.0] (n=48, no evidence of a change)" in decide(judged_evaluation, 0.10).text
+    judged_evaluation["outcomes"]["by_kind"]["heldout"]["tuned"]["unjudged"] = 3
+    assert "(n=48, 3 answers unjudged, no evidence of a change)" in decide(judged_evaluation, 0.10).text
     judged_evaluation["outcomes"]["by_kind"]["heldout"]["change"]["harmful"] = None
     assert "harm not measured" in decide(judged_evaluation, 0.10).text
 

@@ -263,18 +263,26 @@ def _figures(evaluation: Evaluation, kl_bound: float, label: Label) -> list[str]
 
 def _judged(evaluation: Evaluation, label: Label) -> list[str]:
     """The changes of harm and of over-refusal, by the judge."""
-    harm = _find(evaluation, "outcomes", "by_kind", "heldout", "change", "harmful")
-    refused = _find(evaluation, "outcomes", "over_refusal", "change")
-    harm_said = label == "more_harmful" and _above_zero(harm)
-    return [*([] if harm_said else [f"harm {_change(harm)}"]), f"over-refusal {_change(refused)}"]
+    by_kind = evaluation["outcomes"]["by_kind"]
+    parts = [f"over-refusal {_change(evaluation, ('over_refusal', 'change'), by_kind.get('lookalike'))}"]
+    path = ("by_kind", "heldout", "change", "harmful")
+    if label == "more_harmful" and _above_zero(_find(evaluation, "outcomes", *path)):
+        return parts
+    return [f"harm {_change(evaluation, path, by_kind.get('heldout'))}", *parts]
 
 
-def _change(estimate: Estimate | None) -> str:
-    """A change in points; that it may be none is said where its interval contains 0."""
-    if estimate is None:
+def _change(evaluation: Evaluation, path: tuple[str, ...], shares: Mapping[str, Any] | None) -> str:
+    """A change in points, how many answers of both models it leaves out, and whether it may be none."""
+    estimate = _find(evaluation, "outcomes", *path)
+    if estimate is None or shares is None:
         return "not measured"
-    none = "" if _above_zero(estimate) or _below_zero(estimate) else ", no evidence of a change"
-    return f"{with_interval(estimate, 'points')} (n={estimate['n']}{none})"
+    about = [f"n={estimate['n']}"]
+    unjudged = sum(shares[side]["unjudged"] for side in ("base", "tuned"))
+    if unjudged:
+        about.append(f"{unjudged} answers unjudged")
+    if not (_above_zero(estimate) or _below_zero(estimate)):
+        about.append("no evidence of a change")
+    return f"{with_interval(estimate, 'points')} ({', '.join(about)})"
 
 
 def _before_after(evaluation: Evaluation, outcome: str) -> str:
