@@ -161,3 +161,19 @@ class Generation:
     text: str
     finish: Finish
     outcome: Literal["answer", "refusal", "degenerate"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationVerdict:
+    """What one scorer says of one generation. `value` is in the scorer's own unit.
+
+    `label` is None where the scorer does not judge this; `invalid` says why there is no verdict at all. Example:
+        GenerationVerdict("p-3f2a", "tuned", "offline:mine", 0.12, "safe", "")
+    """
+
+    prompt_id: str
+    model: str
+    scorer: str
+    value: float | None
+    label: Literal["safe", "refusal", "degenerate", "harmful"] | None
+    invalid: str

@@ -173,6 +173,7 @@ OTHER = {
     "guard.enabled": False,
     "guard.entropy_range": (0.5, 2.0),
     "guard.length_range": (0.5, 2.0),
+    "judges": [{"kind": "offline", "folder": "judges/mine"}],
 }
 
 
@@ -218,6 +219,32 @@ def test_what_the_chosen_objective_or_mode_does_not_read_is_an_error(overrides, 
         load_config(None, overrides)
     assert message in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("judges", "message"),
+    [
+        ("[{kind: offline, foldr: x}]", "unknown key 'judges.0.foldr'; did you mean 'judges.0.folder'?"),
+        ("[{kind: ofline, folder: x}]", "judges.0.kind is 'ofline'; did you mean 'offline'?"),
+        ("[{folder: x}]", "judges.0.kind is None; expected one of classifier, score_model, guard"),
+        ("[{kind: offline, folder: x, threshold: 2}]", "judges.0.threshold: Input should be less than 1"),
+        ("[{kind: guard, model: m, guard: llama}]", "judges.0.guard: Input should be 'llama_guard'"),
+        ("{kind: offline, folder: x}", "judges: expected a list of judges, each with its kind"),
+        ("[offline]", "judges: expected a list of judges, each with its kind"),
+        ("[{kind: offline, folder: x}, {kind: offline, folder: x}]", "number 2 is the same as an earlier one"),
+    ],
+)
+def test_a_judge_is_checked_like_any_section(judges, message):
+    with pytest.raises(ConfigError) as failure:
+        load_config(None, [f"judges={judges}"])
+    assert message in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_judges_are_read_from_a_flag_and_again_from_what_was_saved():
+    config = load_config(None, ["judges=[{kind: offline, folder: x, threshold: 1e-1}, {kind: offline, folder: y}]"])
+    assert [judge.threshold for judge in config.judges] == [0.1, 0.5]
+    assert parse_config(config_values(config), "again") == config
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -294,6 +321,7 @@ def test_every_key_is_read_by_some_code(key):
         ("evaluation.temperature", ["evaluate"]),
         ("data.heldout_fraction", ["ingest"]),
         ("references.positive", ["train", "evaluate"]),
+        ("judges", ["evaluate"]),
         ("model.max_length", ["ingest", "sample", "train", "evaluate"]),
     ],
 )

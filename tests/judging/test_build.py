@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from judging.judge_models import ask, save_classifier, save_guard, save_score_model
-from naysay.config.judging import GuardJudge, JudgesConfig
+from naysay.config import RunConfig
+from naysay.config.judging import JUDGES, GuardJudge
 from naysay.errors import ConfigError, InputNotFoundError
 from naysay.judging.build import build_scorers, check_judges
 from naysay.judging.guard_prompts import GUARDS
@@ -18,6 +19,10 @@ LLM = {"kind": "llm_judge", "base_url": "http://127.0.0.1:9/v1", "model": "m", "
 
 def test_every_guard_can_be_named_in_the_config() -> None:
     assert set(GuardJudge.model_fields["guard"].annotation.__args__) == set(GUARDS)
+
+
+def test_every_kind_has_its_settings() -> None:
+    assert all(cls.model_fields["kind"].annotation.__args__ == (kind,) for kind, cls in JUDGES.items())
 
 
 @pytest.mark.parametrize(
@@ -34,16 +39,16 @@ def test_every_guard_can_be_named_in_the_config() -> None:
 )
 def test_impossible_settings_cannot_be_written(judge: dict[str, object], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
-        JudgesConfig.model_validate({"judges": [judge]})
+        RunConfig.model_validate({"judges": [judge]})
 
 
 def test_the_first_judge_must_give_verdicts_and_none_stands_there_twice() -> None:
     reward = {**COST, "score": "reward"}
     with pytest.raises(ValidationError, match="put a judge with a verdict first"):
-        JudgesConfig.model_validate({"judges": [reward, COST]})
-    assert len(JudgesConfig.model_validate({"judges": [COST, reward]}).judges) == 2
+        RunConfig.model_validate({"judges": [reward, COST]})
+    assert len(RunConfig.model_validate({"judges": [COST, reward]}).judges) == 2
     with pytest.raises(ValidationError, match="number 2 is the same"):
-        JudgesConfig.model_validate({"judges": [COST, COST]})
+        RunConfig.model_validate({"judges": [COST, COST]})
 
 
 def test_what_is_missing_is_said_before_a_model_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +64,8 @@ def test_what_is_missing_is_said_before_a_model_loads(tmp_path: Path, monkeypatc
         (LLM, ConfigError, "NAYSAY_TEST_KEY is not set"),
     ]
     for bad, error, message in cases:
-        judges = JudgesConfig.model_validate({"judges": [good, bad]}).judges
-        with pytest.raises(error, match=message):
+        judges = RunConfig.model_validate({"judges": [good, bad]}).judges
+        with pytest.raises(error, match=rf"judges\.1: .*{message}"):
             build_scorers(judges, tmp_path)
 
 
@@ -77,7 +82,7 @@ def test_scorers_come_in_order_with_their_directions(tmp_path: Path, monkeypatch
         "label": "good",
         "threshold": 0.5,
     }
-    config = JudgesConfig.model_validate(
+    config = RunConfig.model_validate(
         {
             "judges": [
                 {**classifier, "model": str(tmp_path / "classifier"), **place},

@@ -97,6 +97,12 @@ def test_a_tuning_run_sees_dev_and_a_final_run_the_held_out_prompts():
     assert (final.seed, found.run_config(found.tuning("npo")[0]).seed) == (0, 0)
 
 
+def test_judges_are_asked_in_final_runs_alone():
+    found = plan("judges=[{kind: offline, folder: x}]")
+    final = found.run_config(RunSpec("final", "npo", 3e-5, 1, 12))
+    assert [len(config.judges) for config in (found.run_config(found.tuning("npo")[0]), final)] == [0, 1]
+
+
 def test_one_grid_for_all():
     found = plan(learning_rates=[1e-3, 1e-5])
     assert dict(found.learning_rates) == dict.fromkeys(("d2o", "npo", "ga"), (1e-5, 1e-3))

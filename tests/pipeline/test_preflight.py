@@ -19,6 +19,11 @@ def test_a_reference_that_is_not_there_is_named_by_its_key(tmp_path):
     check_settings(load_config(None, [f"references.positive={tmp_path}"]))
 
 
+def test_a_judge_that_is_not_there_is_named_by_its_key(tmp_path):
+    with pytest.raises(InputNotFoundError, match=r"judges\.0: model .*nowhere"):
+        check_settings(load_config(None, [f"judges=[{{kind: guard, guard: wildguard, model: {tmp_path}/nowhere}}]"]))
+
+
 @pytest.mark.parametrize(
     ("overrides", "first"), [(["training.max_steps=4"], 4), (["training.max_steps=1", "anchors.warmup_steps=0"], 1)]
 )

@@ -10,6 +10,7 @@ import pytest
 from naysay.artifacts.manifest import Manifest
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import write_json, write_jsonl, write_records, write_text
+from naysay.judging.scorer import LABELS
 from naysay.records import Generation
 
 
@@ -61,6 +62,48 @@ EVALUATION: dict[str, Any] = {
     "style_gap": estimate(0.12, 0.05, 64),
     "policy": {"base_digest": "b" * 32, "tuned_digest": "t" * 32},
     "split": "heldout",
+}
+
+
+def judged_group(n: int, harm: tuple[float, float], refusal: tuple[float, float] = (0.1, 0.1)) -> dict[str, Any]:
+    """Shares (before, after) of harmful answers and of refusals; the other answers are safe."""
+    sides = [
+        {
+            "safe": estimate(1.0 - harm[side] - refusal[side], 0.1, n),
+            "refusal": estimate(refusal[side], 0.1, n),
+            "degenerate": estimate(0.0, 0.0, n),
+            "harmful": estimate(harm[side], 0.1, n),
+            "most_harmful": estimate(harm[side], 0.1, n),
+            "unjudged": 0,
+            "contested": side,
+        }
+        for side in (0, 1)
+    ]
+    change = {
+        name: estimate(sides[1][name]["value"] - sides[0][name]["value"], 0.05, n)
+        for name in sides[0]
+        if name in LABELS
+    }
+    return {
+        "base": sides[0],
+        "tuned": sides[1],
+        "change": change,
+        "p_value": dict.fromkeys(LABELS, 0.01),
+        "p_holm": {"safe": 0.02, "refusal": 1.0, "degenerate": 1.0, "harmful": 0.0002},
+    }
+
+
+JUDGED: dict[str, Any] = {
+    "judges": ["offline:mine", "qwen3guard:guard"],
+    "by_kind": {
+        "heldout": judged_group(48, (0.5, 0.188)),
+        "benign": judged_group(28, (0.02, 0.02)),
+        "lookalike": judged_group(20, (0.05, 0.05), (0.2, 0.21)),
+    },
+    "over_refusal": {
+        side: estimate(value, 0.05, 20) for side, value in (("base", 0.2), ("tuned", 0.21), ("change", 0.01))
+    },
+    "agreement": estimate(0.71, 0.1, 192),
 }
 METRICS = [
     {
@@ -127,6 +170,12 @@ def make_generation() -> Callable[..., Generation]:
 def evaluation() -> dict[str, Any]:
     """A fresh copy of the evaluation of a good run; tests change what they are about."""
     return copy.deepcopy(EVALUATION)
+
+
+@pytest.fixture
+def judged_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The same with the outcomes by two judges: less harm, and nothing else changed."""
+    return evaluation | {"outcomes": copy.deepcopy(JUDGED)}
 
 
 @pytest.fixture

@@ -237,9 +237,9 @@ def _pattern(key: str) -> str:
     return pattern.removesuffix(r"\.\*") + r"\..+" if key.endswith(".*") else pattern
 
 
-def test_every_key_of_the_summary_is_documented(make_run: MakeRun) -> None:
+def test_every_key_of_the_summary_is_documented(make_run: MakeRun, judged_evaluation: dict[str, Any]) -> None:
     patterns = documented()
-    paths = leaves(summary_of(make_run()))
+    paths = leaves(summary_of(make_run(judged_evaluation)))
     assert len(paths) > 60
     missing = [path for path in paths if not any(pattern.fullmatch(path) for pattern in patterns)]
     assert missing == []

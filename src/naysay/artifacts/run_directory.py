@@ -90,6 +90,15 @@ class RunDirectory:
         return self.path / "evaluation"
 
     @property
+    def verdicts(self) -> Path:
+        return self.path / "verdicts.jsonl"
+
+    @property
+    def judge_answers(self) -> Path:
+        """What judges behind a server answered, by question: paid for once, so no stage removes it."""
+        return self.path / "judge_answers"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
 

@@ -40,6 +40,9 @@ Reuse = Annotated[
 Redo = Annotated[
     str | None, typer.Option("--redo", metavar="STAGE", help="Do this stage and those after it anew, in this run.")
 ]
+Rescore = Annotated[
+    bool, typer.Option("--rescore", help="Judge the saved answers again (--set judges=...), and make the report.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result and errors.")]
 Online = Annotated[bool, typer.Option("--online", help="Allow downloads from the Hugging Face hub.")]
 

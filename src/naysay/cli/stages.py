@@ -23,7 +23,10 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the app."""
     app.command("align", epilog=_STAGE_EPILOG)(align)
     for stage, text in STAGE_HELP.items():
-        _register_stage(app, stage, text)
+        if stage == "evaluate":
+            app.command("evaluate", help=text, epilog=_STAGE_EPILOG)(evaluate)
+        else:
+            _register_stage(app, stage, text)
 
 
 def align(
@@ -42,6 +45,27 @@ def align(
     run_command(
         RunOptions(rejected, model, out, recipe, set_ or (), map_ or (), reuse, redo, quiet, online), tuple(STAGE_HELP)
     )
+
+
+def evaluate(
+    out: flags.Out,
+    rejected: flags.Rejected = None,
+    model: flags.Model = None,
+    recipe: flags.Recipe = None,
+    set_: flags.Set = None,
+    map_: flags.Map = None,
+    reuse: flags.Reuse = None,
+    redo: flags.Redo = None,
+    rescore: flags.Rescore = False,
+    quiet: flags.Quiet = False,
+    online: flags.Online = False,
+) -> None:
+    """Measure what changed; with `--rescore` only the judging of the saved answers, and the report, are done anew."""
+    options = RunOptions(rejected, model, out, recipe, set_ or (), map_ or (), reuse, redo, quiet, online)
+    if rescore:
+        rescore_command(options)
+    else:
+        run_command(options, ("evaluate",))
 
 
 def _register_stage(app: typer.Typer, stage: str, text: str) -> None:
@@ -79,3 +103,16 @@ def run_command(options: RunOptions, stages: tuple[str, ...]) -> None:
         print_result(config, run)
     if "train" in stages:
         end_if_stopped(run)
+
+
+def rescore_command(options: RunOptions) -> None:
+    """Judge the saved answers of a run again, and print the result of the new report."""
+    prepare_environment(online=options.online, quiet=options.quiet)
+    from naysay.errors import ConfigError
+    from naysay.pipeline import rescore
+
+    if options.redo is not None or options.reuse is not None:
+        raise ConfigError("--rescore works on the saved answers of this run; leave out --redo and --reuse")
+    config, out = resolve(options)
+    current_run.set(out)
+    print_result(config, rescore(config, out, on_event=StageLines(quiet=options.quiet)))

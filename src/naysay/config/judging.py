@@ -3,9 +3,10 @@
 The direction of a score is a part of its kind; only a classifier, which may be anything, is told its own.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from naysay.config.base import Section
 
@@ -101,25 +102,29 @@ class OfflineJudge(Section):
 JudgeConfig = Annotated[
     ClassifierJudge | ScoreModelJudge | GuardJudge | LLMJudge | OfflineJudge, Field(discriminator="kind")
 ]
+JUDGES: Mapping[str, type[Section]] = {
+    "classifier": ClassifierJudge,
+    "score_model": ScoreModelJudge,
+    "guard": GuardJudge,
+    "llm_judge": LLMJudge,
+    "offline": OfflineJudge,
+}
+"""The settings of each kind."""
 
 
-class JudgesConfig(Section):
-    """The judges of harm of a run."""
+def _check(judges: tuple[JudgeConfig, ...]) -> tuple[JudgeConfig, ...]:
+    if judges:
+        first = judges[0]
+        silent = isinstance(first, ScoreModelJudge) and first.score == "reward"
+        if silent or (isinstance(first, ClassifierJudge) and first.threshold is None):
+            raise ValueError(
+                "judges: the first one decides what is harmful, but this one gives scores without verdicts; put a "
+                "judge with a verdict first, or set its threshold"
+            )
+    for index, judge in enumerate(judges):
+        if judge in judges[:index]:
+            raise ValueError(f"judges: number {index + 1} is the same as an earlier one; leave it out")
+    return judges
 
-    judges: tuple[JudgeConfig, ...] = ()
-    """The first decides which answers are harmful; the agreement of all is reported."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.judges:
-            first = self.judges[0]
-            silent = isinstance(first, ScoreModelJudge) and first.score == "reward"
-            if silent or (isinstance(first, ClassifierJudge) and first.threshold is None):
-                raise ValueError(
-                    "judges: the first one decides what is harmful, but this one gives scores without verdicts; put a "
-                    "judge with a verdict first, or set its threshold"
-                )
-        for index, judge in enumerate(self.judges):
-            if judge in self.judges[:index]:
-                raise ValueError(f"judges: number {index + 1} is the same as an earlier one; leave it out")
-        return self
+Judges = Annotated[tuple[JudgeConfig, ...], AfterValidator(_check)]

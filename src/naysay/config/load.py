@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from naysay.config.judging import JUDGES
 from naysay.config.objectives import OBJECTIVES, objective_name
 from naysay.config.run import RunConfig
 from naysay.config.training import TrainingSettings
@@ -43,7 +44,7 @@ def load_config(
             value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not valid YAML ({_first_line(error)})") from error
-        _assign(raw, key.strip(), _number(value), origin="--set")
+        _assign(raw, key.strip(), _numbers(value), origin="--set")
     return parse_config(raw, origin=str(recipe) if recipe else "the command line")
 
 
@@ -110,8 +111,26 @@ def _check_keys(raw: Mapping[str, Any], model: type[BaseModel], path: tuple[str,
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{origin}: training: expected a section of settings (found {value!r:.40})")
             section = _training_section(value, origin)
+        if (*path, key) == ("judges",):
+            _check_judges(value, origin)
         if section is not None and isinstance(value, Mapping):
             _check_keys(value, section, (*path, key), origin)
+
+
+def _check_judges(raw: Any, origin: str) -> None:
+    """The keys of each judge, which depend on its kind."""
+    if not isinstance(raw, list | tuple) or not all(isinstance(judge, Mapping) for judge in raw):
+        raise ConfigError(
+            f"{origin}: judges: expected a list of judges, each with its kind, for example "
+            f"[{{kind: offline, folder: judges/mine}}] (found {raw!r:.40})"
+        )
+    for index, judge in enumerate(raw):
+        kind = judge.get("kind")
+        if kind not in JUDGES:
+            near = difflib.get_close_matches(str(kind), JUDGES, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(JUDGES)}"
+            raise ConfigError(f"{origin}: judges.{index}.kind is {kind!r}; {hint}")
+        _check_keys(judge, JUDGES[kind], ("judges", str(index)), origin)
 
 
 def _training_section(raw: Mapping[str, Any], origin: str) -> type[BaseModel]:
@@ -163,12 +182,9 @@ def dotted_keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]
 
 
 def _explain(item: Any, origin: str) -> str:
-    # The union's tag is no part of the key that the user wrote.
-    parts = [
-        part
-        for i, part in enumerate(item["loc"])
-        if not (i == 1 and item["loc"][0] == "training" and part in OBJECTIVES)
-    ]
+    # The tag of a union is no part of the key that the user wrote.
+    tags = {("training", 1): OBJECTIVES, ("judges", 2): JUDGES}
+    parts = [part for i, part in enumerate(item["loc"]) if part not in tags.get((item["loc"][0], i), ())]
     where = ".".join(str(part) for part in parts) or "the configuration"
     message = str(item["msg"]).removeprefix("Value error, ")
     found = item.get("input")

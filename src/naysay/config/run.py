@@ -9,6 +9,7 @@ from naysay.config.base import Section
 from naysay.config.data import DataConfig
 from naysay.config.evaluation import EvaluationConfig
 from naysay.config.guard import GuardConfig
+from naysay.config.judging import Judges
 from naysay.config.model import ModelConfig
 from naysay.config.objectives import D2OTraining, TrainingConfig
 from naysay.config.references import INITIAL, ReferencesConfig
@@ -29,6 +30,9 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=D2OTraining)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    judges: Judges = ()
+    """Judges of harm, of the answers before and after; the first decides, the agreement of all is reported."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

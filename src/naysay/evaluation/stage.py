@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from naysay.artifacts.run_directory import RunDirectory
-from naysay.artifacts.store import read_jsonl, read_records, write_json, write_records
+from naysay.artifacts.store import read_json, read_jsonl, read_records, write_json, write_records
 from naysay.config.run import RunConfig
 from naysay.core.prefix import TokenGroup
 from naysay.errors import RunDirectoryError
 from naysay.evaluation.generations import generate_both, kind_of, outcome_metrics
 from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token
+from naysay.evaluation.outcomes import judge, outcome_report
 from naysay.evaluation.prompts import KLValues, prompt_rows
+from naysay.judging.build import judge_folders
 from naysay.modeling.adapters import INITIAL, BaseAndTuned, load_reference
 from naysay.modeling.chat import encode_prompt, encode_response, end_of_turn_id, template_file
 from naysay.modeling.digests import policy_digest
@@ -27,7 +29,7 @@ from naysay.records import Acceptable, Anchor, Generation, Negative, Prompt, Sel
 from naysay.statistics.estimate import Estimate
 from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean
 
-VERSION = 2
+VERSION = 3
 TRAINED_GROUPS = "groups.jsonl"
 NORMAL_PROMPTS = "normal.jsonl"
 Answers = Sequence[Sequence[int]]
@@ -70,6 +72,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "references": config.references.model_dump(mode="json"),
         "margin_weights": list(config.training.margin_weights),
         "method": config.training.method,
+        "judges": [judge.model_dump(mode="json") for judge in config.judges],
     }
 
 
@@ -87,19 +90,46 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
         "normal": run.train / NORMAL_PROMPTS,
         "model": resolve(config.model.name, config.model.revision),
         **template_file(config.model),
+        **judge_folders(config.judges),
     }
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
-    return [run.evaluation, run.evaluation_prompts, run.generations]
+    return [run.evaluation, run.evaluation_prompts, run.generations, run.verdicts]
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Measure, and write evaluation.json, evaluation_prompts.jsonl and generations.jsonl.
+    """Measure and judge, and write evaluation.json, evaluation_prompts.jsonl, generations.jsonl and verdicts.jsonl.
 
     Raises:
         RunDirectoryError: the split has no prompt with a rejected answer.
+        ConfigError, InputNotFoundError, ModelError, ServerError: a judge cannot be used.
     """
+    measured, counts = _measure(config, run)
+    # The policies are out of memory by now.
+    return {**counts, **_judge(config, run, measured)}
+
+
+def rescore(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Judge the saved generations again; all else in evaluation.json stays. Returns the counts that are other now.
+
+    Raises:
+        ConfigError, InputNotFoundError, ModelError, ServerError: a judge cannot be used.
+    """
+    return _judge(config, run, read_json(run.evaluation))
+
+
+def _judge(config: RunConfig, run: RunDirectory, measured: Mapping[str, Any]) -> dict[str, Any]:
+    generations, prompts = read_records(run.generations, Generation), read_records(run.prompts, Prompt)
+    judgement = judge(generations, prompts, config.judges, run.judge_answers)
+    outcomes = outcome_report(judgement, samples=config.evaluation.bootstrap_samples, seed=config.seed)
+    write_records(run.verdicts, judgement.rows())
+    write_json(run.evaluation, {**measured, "outcomes": _plain(outcomes)})
+    return {"judging": judgement.counts()}
+
+
+def _measure(config: RunConfig, run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that needs the policies: the content of evaluation.json but for the outcomes, and the counts."""
     tokenizer = load_tokenizer(config.model)
     full = config.training.method == "full"
     policies = BaseAndTuned.load(config.model, adapter=None if full else run.adapter, full=run.model if full else None)
@@ -137,8 +167,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "generations": outcome_metrics(generations),
         "style_gap": _style_gap(run, samples, seed),
     }
-    write_json(run.evaluation, _plain(result))
-    return _counts(heldout, benign, generations)
+    return _plain(result), _counts(heldout, benign, generations)
 
 
 def _tuned_digest(policies: BaseAndTuned, tokenizer: Any) -> str:

@@ -5,25 +5,51 @@ from pathlib import Path
 
 from naysay.clients.openai import ChatClient, read_key, require_openai
 from naysay.config.judging import ClassifierJudge, GuardJudge, JudgeConfig, LLMJudge, OfflineJudge, ScoreModelJudge
+from naysay.errors import NaysayError
 from naysay.judging.offline import OfflineScorer, require_judge, require_sklearn
 from naysay.judging.scorer import Direction, Scorer
+from naysay.statistics.agreement import require_krippendorff
 
 ANSWERS = "llm_judge.jsonl"
 
 
 def check_judges(judges: Sequence[JudgeConfig]) -> None:
     """Raises ConfigError, InputNotFoundError: a package, a folder, a model or a key is missing."""
+    for index, judge in enumerate(judges):
+        try:
+            _check(judge)
+        except NaysayError as error:
+            raise type(error)(f"judges.{index}: {error}") from error
+    if len(judges) > 1:
+        require_krippendorff()
+
+
+def judge_folders(judges: Sequence[JudgeConfig]) -> dict[str, Path]:
+    """The folder of each judge that is one on this machine, by its key: what its verdicts depend on.
+
+    Raises:
+        InputNotFoundError: a model is not there.
+    """
+    return {f"judges.{i}": _folder(judge) for i, judge in enumerate(judges) if not isinstance(judge, LLMJudge)}
+
+
+def _check(judge: JudgeConfig) -> None:
+    if isinstance(judge, LLMJudge):
+        require_openai()
+        read_key(judge.key_env)
+        return
+    folder = _folder(judge)
+    if isinstance(judge, OfflineJudge):
+        require_sklearn()
+        require_judge(folder)
+
+
+def _folder(judge: ClassifierJudge | ScoreModelJudge | GuardJudge | OfflineJudge) -> Path:
+    if isinstance(judge, OfflineJudge):
+        return Path(judge.folder).expanduser()
     from naysay.modeling.loading import resolve
 
-    for judge in judges:
-        if isinstance(judge, LLMJudge):
-            require_openai()
-            read_key(judge.key_env)
-        elif isinstance(judge, OfflineJudge):
-            require_sklearn()
-            require_judge(Path(judge.folder).expanduser())
-        else:
-            resolve(judge.model)
+    return resolve(judge.model)
 
 
 def build_scorers(judges: Sequence[JudgeConfig], kept: Path) -> list[Scorer]:
@@ -53,7 +79,7 @@ def _build(judge: JudgeConfig, kept: Path) -> Scorer:
             )
             return HarmJudge(LLMAsker(client, kept / ANSWERS))
         case OfflineJudge():
-            return OfflineScorer(Path(judge.folder).expanduser(), threshold=judge.threshold)
+            return OfflineScorer(_folder(judge), threshold=judge.threshold)
         case _:
             return _build_model(judge)
 

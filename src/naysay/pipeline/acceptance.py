@@ -139,6 +139,8 @@ def _refusal(request: Request, changes: Sequence[Change], first: Stage) -> str:
     ways = two_ways(request.run, first, command=command)
     if request.redo is not None:
         return f"--redo {request.redo}: {describe(changes)} changes stage {first} already; {ways}"
+    if all(change.key == "judges" for change in changes):
+        ways += f"; naysay evaluate --out {request.run.path} --rescore with these judges keeps the answers"
     return f"{request.run.path}: this run has another config ({describe(changes)}); {ways}"
 
 

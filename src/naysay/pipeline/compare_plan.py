@@ -123,6 +123,8 @@ class Plan:
             "seed": spec.seed,
         }
         raw["evaluation"]["split"] = "dev" if spec.phase == "tune" else "heldout"
+        if spec.phase == "tune":
+            raw["judges"] = []  # a learning rate is chosen without them, and they may cost money
         # Every objective is trained to its budget; what it did to the model is measured.
         raw["guard"] = {"enabled": False}
         return parse_config(raw, origin=f"objective {spec.objective}")

@@ -55,8 +55,12 @@ def identify(stage: Stage, module: StageModule, config: RunConfig, run: RunDirec
     settings = orjson.loads(orjson.dumps(module.settings(config)))
     paths = module.inputs(config, run)
     inputs = {name: digests.of(path) for name, path in paths.items()}
-    key = digest_json({"stage": stage, "version": module.VERSION, "settings": settings, "inputs": inputs})
-    return Identity(stage, key, settings, inputs, paths)
+    return Identity(stage, key_of(stage, module.VERSION, settings, inputs), settings, inputs, paths)
+
+
+def key_of(stage: Stage, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The key of a stage that was done by this version of it, with these settings and from inputs of these digests."""
+    return digest_json({"stage": stage, "version": version, "settings": settings, "inputs": inputs})
 
 
 def _stamp(path: Path) -> Any:

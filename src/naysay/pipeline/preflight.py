@@ -14,6 +14,7 @@ def check_settings(config: RunConfig) -> None:
     Raises:
         ConfigError: `training.trainer_args` has an unknown name or an impossible value.
         InputNotFoundError, ModelError: `references.*` names a model that is not there.
+        ConfigError, InputNotFoundError: a judge lacks its package, its key, its folder or its model.
     """
     if config.training.trainer_args:
         from naysay.training.config import check_trainer_args
@@ -23,6 +24,10 @@ def check_settings(config: RunConfig) -> None:
         name = getattr(config.references, role)
         if name != INITIAL:
             _check_reference(role, name)
+    if config.judges:
+        from naysay.judging.build import check_judges
+
+        check_judges(config.judges)
 
 
 def _check_reference(role: str, name: str) -> None:

@@ -17,8 +17,8 @@ MetricRow = Mapping[str, Any]
 
 # Stand-ins that the page's style sheet colours: matplotlib can only write fixed ones.
 INK, GRID = "#010203", "#010204"
-_SERIES = ("#010205", "#010206")
-_VARIABLES = {INK: "var(--ink-2)", GRID: "var(--line)", _SERIES[0]: "var(--series-1)", _SERIES[1]: "var(--series-2)"}
+SERIES = ("#010205", "#010206")
+VARIABLES = {INK: "var(--ink-2)", GRID: "var(--line)", SERIES[0]: "var(--series-1)", SERIES[1]: "var(--series-2)"}
 SETTINGS: Any = {
     "svg.hashsalt": "naysay",
     "svg.fonttype": "none",
@@ -100,7 +100,7 @@ def _draw(plan: _Plan, rows: Sequence[MetricRow]) -> Curve:
             marker = "o" if len(points) < 40 else ""
             line = ("-", "--")[index]
             x, y = [step for step, _ in points], [value for _, value in points]
-            axes.plot(x, y, line, marker=marker, markersize=3, linewidth=1.8, color=_SERIES[index], label=label)
+            axes.plot(x, y, line, marker=marker, markersize=3, linewidth=1.8, color=SERIES[index], label=label)
             if points:
                 spoken.append(f"{label} from {y[0]:.3f} at step {x[0]:.0f} to {y[-1]:.3f} at step {x[-1]:.0f}")
         _style(axes, plan)
@@ -110,7 +110,7 @@ def _draw(plan: _Plan, rows: Sequence[MetricRow]) -> Curve:
         plan.title,
         plan.caption,
         f"{plan.title}: {'; '.join(spoken)}.",
-        inline(stream.getvalue(), plan.name, _VARIABLES),
+        inline(stream.getvalue(), plan.name, VARIABLES),
     )
 
 

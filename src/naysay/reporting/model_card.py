@@ -20,6 +20,7 @@ _FIGURES: tuple[tuple[str, tuple[str, ...], Style], ...] = (
     ("benign answers, change (nats/token)", ("benign", "nats_per_token_change"), "signed"),
     ("KL base to tuned (nats/token)", ("kl", "base_to_tuned"), "plain"),
     ("KL tuned to base (nats/token)", ("kl", "tuned_to_base"), "plain"),
+    ("harmful answers by the judge, change", ("outcomes", "by_kind", "heldout", "change", "harmful"), "points"),
     ("refusals, change", ("generations", "change", "refusal"), "points"),
     ("degenerate answers, change", ("generations", "change", "degenerate"), "points"),
 )
@@ -52,6 +53,7 @@ def model_card(
         version=version,
         facts=_facts(config, counts),
         figures=_figures(evaluation),
+        judges=[_cell(name) for name in (evaluation.get("outcomes") or {}).get("judges", ())],
         is_adapter=is_adapter,
         snippet=_snippet(config, is_adapter),
     )

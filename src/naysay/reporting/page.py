@@ -13,6 +13,7 @@ from naysay.records import Generation
 from naysay.reporting import tables
 from naysay.reporting.curves import training_curves
 from naysay.reporting.generations import side_by_side
+from naysay.reporting.judged import judged_outcomes, outcome_bars
 from naysay.reporting.verdict import Label, Verdict
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -22,6 +23,7 @@ TONES: Mapping[Label, tuple[str, str]] = {
     "no_evidence": ("none", "No evidence"),
     "over_refusal": ("bad", "Refuses too much"),
     "drifted": ("bad", "Drifted"),
+    "more_harmful": ("bad", "More harmful"),
     "collapsed": ("bad", "Collapsed"),
     "stopped": ("bad", "Stopped by the guard"),
 }
@@ -60,6 +62,8 @@ def render(
         headline=tables.headline(evaluation, kl_bound),
         before_after=tables.before_after(evaluation),
         outcomes=tables.outcomes(evaluation),
+        judged=judged_outcomes(evaluation),
+        bars=[(bars, Markup(bars.svg)) for bars in outcome_bars(evaluation)],
         sections=side_by_side(generations),
         counts=[tables.counts(manifest) for manifest in manifests],
         seconds=tables.seconds(manifests),

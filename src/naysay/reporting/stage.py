@@ -17,7 +17,7 @@ from naysay.reporting.page import render
 from naysay.reporting.summary import summarise
 from naysay.reporting.verdict import decide
 
-VERSION = 1
+VERSION = 2
 
 
 def settings(config: RunConfig) -> dict[str, Any]:

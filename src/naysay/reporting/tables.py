@@ -77,6 +77,24 @@ DEGENERATE = Measure(
     style="percent",
     change_style="points",
 )
+HARM = Measure(
+    "Harmful answers",
+    "share of answers to held-out prompts, by the judge; a change below 0 is good",
+    change="outcomes.by_kind.heldout.change.harmful",
+    base="outcomes.by_kind.heldout.base.harmful",
+    tuned="outcomes.by_kind.heldout.tuned.harmful",
+    style="percent",
+    change_style="points",
+)
+OVER_REFUSAL = Measure(
+    "Over-refusal",
+    "share of look-alike prompts, which only look harmful, that are refused; must not rise",
+    change="outcomes.over_refusal.change",
+    base="outcomes.over_refusal.base",
+    tuned="outcomes.over_refusal.tuned",
+    style="percent",
+    change_style="points",
+)
 HEADLINE = (SEPARATION, MARGIN, KL_TO_TUNED, KL_TO_BASE, DEGENERATE, BENIGN)
 MEASURES = (
     SEPARATION,
@@ -142,7 +160,7 @@ def find(evaluation: Mapping[str, Any], path: str) -> Mapping[str, Any] | None:
 def headline(evaluation: Mapping[str, Any], kl_bound: float) -> Table:
     """The numbers that the verdict rests on: value, interval, n."""
     rows = []
-    for measure in HEADLINE:
+    for measure in (HARM, OVER_REFUSAL, *HEADLINE) if evaluation.get("outcomes") else HEADLINE:
         path, style = (measure.change, measure.change_style) if measure.change else (measure.tuned, measure.style)
         estimate = find(evaluation, path)
         name = f"{measure.name}, change" if measure.base else measure.name
@@ -168,7 +186,7 @@ def outcomes(evaluation: Mapping[str, Any]) -> Table:
     by_kind = generations.get("by_kind") or {}
     groups |= {f"{KINDS.get(kind, kind)} prompts": shares for kind, shares in by_kind.items()}
     rows = [
-        Row(f"{name}: {outcome}", _outcome_cells(shares or {}, outcome))
+        Row(f"{name}: {outcome}", outcome_cells(shares or {}, outcome))
         for name, shares in groups.items()
         for outcome in OUTCOMES
     ]
@@ -178,6 +196,17 @@ def outcomes(evaluation: Mapping[str, Any]) -> Table:
     )
     return Table(
         "Outcomes of generations, same prompts and seeds", ("Outcome", "Base", "Tuned", "Change", "n"), rows, foot
+    )
+
+
+def outcome_cells(shares: Mapping[str, Any], outcome: str) -> tuple[str, ...]:
+    """The cells of one outcome: base, tuned, the change between them, and the number of the tuned model's answers."""
+    base, tuned, change = (find(shares, f"{side}.{outcome}") for side in ("base", "tuned", "change"))
+    return (
+        _two_lines(base, "percent"),
+        _two_lines(tuned, "percent"),
+        _two_lines(change, "points"),
+        str(tuned["n"]) if tuned is not None else "0",
     )
 
 
@@ -243,16 +272,6 @@ def _before_after_cells(evaluation: Mapping[str, Any], measure: Measure) -> tupl
     ]
     sizes = [str(estimate["n"]) for estimate in estimates if estimate is not None]
     return (*shown, sizes[-1] if sizes else "0")
-
-
-def _outcome_cells(shares: Mapping[str, Any], outcome: str) -> tuple[str, ...]:
-    base, tuned, change = (find(shares, f"{side}.{outcome}") for side in ("base", "tuned", "change"))
-    return (
-        _two_lines(base, "percent"),
-        _two_lines(tuned, "percent"),
-        _two_lines(change, "points"),
-        str(tuned["n"]) if tuned is not None else "0",
-    )
 
 
 def _two_lines(estimate: Mapping[str, Any] | None, style: Style, digits: int = 3) -> str:

@@ -39,6 +39,14 @@ def krippendorff_alpha(labels: Sequence[Sequence[str | None]], samples: int = 20
     return Estimate(value, float(low), float(high), units)
 
 
+def require_krippendorff() -> None:
+    """Raises ConfigError where the package `krippendorff` is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("krippendorff") is None:
+        raise ConfigError("the agreement of judges needs the package krippendorff; run: pip install 'naysay[judge]'")
+
+
 def _counts(labels: Sequence[Sequence[str | None]]) -> NDArray[np.int64]:
     """How many judges gave each label [U units with at least two labels, L labels]."""
     names = sorted({label for judge in labels for label in judge if label is not None})
@@ -48,10 +56,7 @@ def _counts(labels: Sequence[Sequence[str | None]]) -> NDArray[np.int64]:
 
 
 def _alpha(counts_UL: NDArray[np.int64]) -> float:
-    try:
-        import krippendorff
-    except ImportError as error:
-        raise ConfigError(
-            "the agreement of judges needs the package krippendorff; run: pip install 'naysay[judge]'"
-        ) from error
+    require_krippendorff()
+    import krippendorff
+
     return float(krippendorff.alpha(value_counts=counts_UL, level_of_measurement="nominal"))

@@ -1,0 +1,112 @@
+"""`naysay evaluate --rescore`: the saved generations judged again with other judges, and the report made from that.
+
+It is a part of stage `evaluate` done anew in place. That is sound because its other results depend neither on the
+judges nor on their verdicts: what they were made from must be as it was, and they themselves untouched.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from naysay.artifacts.manifest import Manifest, environment
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.config.run import RunConfig
+from naysay.errors import InputNotFoundError, RunDirectoryError
+from naysay.pipeline.completion import load_manifest, output_digests, relative_names, two_ways
+from naysay.pipeline.graph import stage_module
+from naysay.pipeline.identity import Digests, Identity, identify, key_of
+from naysay.pipeline.preflight import check_settings
+from naysay.pipeline.runner import Event, OnEvent, run_stages
+from naysay.pipeline.saved_config import changed_leaves, describe, differences, load_saved_config, save_config
+
+JUDGES = "judges"
+"""The setting that may differ, and the beginning of the names of the inputs that belong to it."""
+
+
+def rescore(config: RunConfig, out: Path | str, *, on_event: OnEvent = lambda event: None) -> RunDirectory:
+    """Judge the generations of a run with the judges of `config`, then make the report. No policy is loaded.
+
+    Raises:
+        InputNotFoundError: there is no run, or a judge is not there.
+        RunDirectoryError: the run is not evaluated, was changed since, or the config differs in more than its judges.
+        NaysayError: whatever a judge raises; the run is as it was then.
+    """
+    run, digests = RunDirectory(out), Digests()
+    if not run.config.exists():
+        raise InputNotFoundError(
+            f"{run.path}: expected the directory of a run, found none; start it with: naysay align"
+        )
+    check_settings(config)
+    with run.locked():
+        _accept(config, run)
+        from naysay.evaluation import stage as evaluation
+
+        identity = identify("evaluate", stage_module("evaluate"), config, run, digests)
+        before = _evaluated(run, identity, evaluation.VERSION)
+        _require_untouched(run, before, digests)
+        on_event(Event("started", "evaluate", seconds=before.seconds))
+        start = time.monotonic()
+        counts = {**before.counts, **evaluation.rescore(config, run)}
+        outputs = evaluation.outputs(config, run)
+        digests.forget(outputs)
+        after = Manifest(
+            "evaluate",
+            identity.key,
+            identity.settings,
+            identity.inputs,
+            output_digests(run, relative_names(run, outputs), digests),
+            counts,
+            before.seconds + time.monotonic() - start,
+            environment(),
+        )
+        after.save(run.manifest_path("evaluate"))
+        save_config(config, run)
+        on_event(Event("finished", "evaluate", seconds=after.seconds, counts=counts))
+    return run_stages(config, out, ("report",), on_event=on_event)
+
+
+def _accept(config: RunConfig, run: RunDirectory) -> None:
+    saved = load_saved_config(run)
+    assert saved is not None
+    others = [change for change in differences(saved, config) if change.key != JUDGES]
+    if others:
+        raise RunDirectoryError(
+            f"{run.path}: --rescore judges saved answers again, and only the setting judges may differ; found "
+            f"{describe(others)}: leave it out, or use --redo instead"
+        )
+
+
+def _evaluated(run: RunDirectory, identity: Identity, version: int) -> Manifest:
+    """The manifest of an evaluation of the same policies on the same prompts, whatever its judges."""
+    manifest = load_manifest(run, "evaluate")
+    if manifest is None:
+        raise RunDirectoryError(
+            f"{run.path}: --rescore needs the answers of stage evaluate, which is not done; "
+            f"run: naysay evaluate --out {run.path}"
+        )
+    pairs = [(manifest.settings, identity.settings), (manifest.inputs, identity.inputs)]
+    changes = [change for old, new in pairs for change in changed_leaves(_but_judges(old), _but_judges(new))]
+    if changes:
+        reason = f"was done from something else ({describe(changes)})"
+    elif manifest.key != key_of("evaluate", version, manifest.settings, manifest.inputs):
+        reason = "was done by another version of naysay"
+    else:
+        return manifest
+    raise RunDirectoryError(f"{run.path}: stage evaluate {reason}; {two_ways(run, 'evaluate')}")
+
+
+def _require_untouched(run: RunDirectory, manifest: Manifest, digests: Digests) -> None:
+    """Verdicts are written anew in any case; everything else stays and must be what the stage wrote."""
+    kept = {name: digest for name, digest in manifest.outputs.items() if run.path / name != run.verdicts}
+    found = output_digests(run, kept, digests)
+    for name, digest in kept.items():
+        if found[name] != digest:
+            raise RunDirectoryError(
+                f"{run.path / name}: changed since stage evaluate wrote it; put it back, or make it anew with "
+                "--redo evaluate"
+            )
+
+
+def _but_judges(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name.partition(".")[0] != JUDGES}
