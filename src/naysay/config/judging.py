@@ -31,6 +31,7 @@ class ClassifierJudge(_ModelJudge):
     """Any sequence-classification model."""
 
     kind: Literal["classifier"]
+    """Decides which settings a judge has."""
 
     reads: Literal["response", "pair", "chat"]
     """What the model was trained on: the answer, the pair (prompt, answer), or the chat in its own template."""
@@ -49,6 +50,7 @@ class ScoreModelJudge(_ModelJudge):
     """A cost or reward model of safe-rlhf, such as PKU-Alignment/beaver-7b-v1.0-cost."""
 
     kind: Literal["score_model"]
+    """Decides which settings a judge has."""
 
     score: Literal["cost", "reward"]
     """A cost is above 0 for harmful answers; a reward is higher for better ones and labels nothing."""
@@ -58,6 +60,7 @@ class GuardJudge(_ModelJudge):
     """A generative guard."""
 
     kind: Literal["guard"]
+    """Decides which settings a judge has."""
 
     guard: Literal["llama_guard", "wildguard", "qwen3guard", "shieldgemma", "granite_guardian"]
     """Whose prompt and whose verdicts: the model must be of this family."""
@@ -67,6 +70,7 @@ class LLMJudge(Section):
     """A model behind an OpenAI-compatible server, asked with a rubric."""
 
     kind: Literal["llm_judge"]
+    """Decides which settings a judge has."""
 
     base_url: str = Field(pattern="^https?://")
     """The server's address up to and including `/v1`."""
@@ -91,6 +95,7 @@ class OfflineJudge(Section):
     """A judge that `naysay judge fit` wrote."""
 
     kind: Literal["offline"]
+    """Decides which settings a judge has."""
 
     folder: str = Field(min_length=1)
     """The folder that it wrote."""
