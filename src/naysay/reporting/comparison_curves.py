@@ -166,7 +166,7 @@ def _colour(index: int) -> str:
 
 def _figure(name: str, draw: Callable[[Axes], None], series: int) -> str:
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(4.7, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.4, 2.8), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         draw(axes)
@@ -176,7 +176,7 @@ def _figure(name: str, draw: Callable[[Axes], None], series: int) -> str:
         axes.spines["bottom"].set_color(GRID)
         if series > 1:
             place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderpad": 0, "columnspacing": 1.2}
-            axes.legend(frameon=False, labelcolor=INK, ncols=min(series, 4), handlelength=1.2, **place)
+            axes.legend(frameon=False, labelcolor=INK, ncols=min(series, 3), handlelength=1.2, **place)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata=NO_METADATA)
     return inline(stream.getvalue(), name, _VARIABLES)
