@@ -48,7 +48,10 @@ DRAWN = """() => {
 # Text of its own that an element shows, in CSS pixels on the screen: drawings are scaled to their card.
 SMALLEST_LETTERS = """() => Math.min(...[...document.body.querySelectorAll('*')]
   .filter(e => e.checkVisibility() && [...e.childNodes].some(node => node.nodeType === 3 && node.data.trim()))
-  .map(e => parseFloat(getComputedStyle(e).fontSize) * (e.ownerSVGElement ? Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b) : 1)))"""
+  .map(e => {
+    const place = e.ownerSVGElement ? e.getScreenCTM() : {a: 1, b: 0};
+    return parseFloat(getComputedStyle(e).fontSize) * Math.hypot(place.a, place.b)
+  }))"""
 OUTSIDE_THEIR_CARD = """[...document.querySelectorAll('figure')].flatMap(figure => {
   const card = figure.getBoundingClientRect();
   return [...figure.querySelectorAll('text')].filter(text => {
