@@ -41,8 +41,8 @@ DRAWN = """() => {
   return [...document.querySelectorAll('figure')].map(figure => ({
     background: getComputedStyle(figure).backgroundColor,
     letters: [...figure.querySelectorAll('text')].map(text => getComputedStyle(text).fill),
-    lines: [...figure.querySelectorAll('path')]
-      .filter(path => series.test(path.style.stroke)).map(path => getComputedStyle(path).stroke),
+    shapes: [...figure.querySelectorAll('path')].flatMap(path => ['stroke', 'fill']
+      .filter(paint => series.test(path.style[paint])).map(paint => getComputedStyle(path)[paint])),
   }))
 }"""
 # Text of its own that an element shows, in CSS pixels on the screen: drawings are scaled to their card.
@@ -80,6 +80,7 @@ def url(
     name: str,
     make_run: Callable[..., RunDirectory],
     make_generation: Callable[..., Generation],
+    judged_evaluation: dict[str, Any],
     tmp_path: Path,
 ) -> str:
     """The address of a page that is made up, with names and answers that are hard to lay out."""
@@ -95,7 +96,7 @@ def url(
         for index, (text, outcome) in enumerate(((AWKWARD, "degenerate"), ("No.", "refusal"), ("Yes.", "answer")))
     ]
     answers += [make_generation("benign", 3, model) for model in ("base", "tuned")]
-    run = make_run(answers=answers, config=f"data: {AWKWARD!r}\n")
+    run = make_run(judged_evaluation, answers=answers, config=f"data: {AWKWARD!r}\n")
     stage.run(config, run)
     return run.report.as_uri()
 
@@ -190,9 +191,9 @@ def test_drawings_stand_out_from_their_card(open_page: Callable[..., Any], schem
     figures = page.evaluate(DRAWN)
     assert figures
     for figure in figures:
-        # WCAG 2.2, 1.4.3 and 1.4.11: text 4.5 to 1, lines that carry a meaning 3 to 1.
+        # WCAG 2.2, 1.4.3 and 1.4.11: text 4.5 to 1, lines and bars 3 to 1.
         assert min(contrast(colour, figure["background"]) for colour in figure["letters"]) >= 4.5
-        assert min(contrast(colour, figure["background"]) for colour in figure["lines"]) >= 3.0
+        assert min(contrast(colour, figure["background"]) for colour in figure["shapes"]) >= 3.0
 
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK])
