@@ -10,7 +10,7 @@ OUT ?= runs/demo
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install install-dev demo test check bench bench-quick format clean
+.PHONY: install install-dev demo test browser check bench bench-quick format clean
 
 install: $(VENV)/.installed
 
@@ -31,12 +31,22 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt -e ".[dev,parity]"
 	touch $@
 
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	$(PIP) install --quiet -c constraints.txt -e ".[browser]"
+	touch $@
+
 # The main job on a part of the embedded data: about 10 minutes on 2 cores.
 demo: install
 	$(BIN)/naysay align --recipe recipes/demo.yaml --out $(OUT)
 
 test: install-dev
 	$(BIN)/python -m pytest -q
+
+# The report's pages in a real Chromium, with axe-core. `make test` skips these tests where either is missing.
+browser: $(VENV)/.installed-browser
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { echo "no Chromium on the PATH: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest -q tests/reporting/test_browser.py
 
 check: install-dev
 	$(BIN)/ruff format --check

@@ -23,6 +23,8 @@ _SERIES = [f"#0102{16 + i:02x}" for i in range(COLOURS)]
 _VARIABLES = {INK: "var(--ink-2)", GRID: "var(--line)"} | {
     colour: f"var(--objective-{i + 1})" for i, colour in enumerate(_SERIES)
 }
+_LEGEND = 44
+"""Letters that fit beside each other above a drawing; the line of a name and the gaps take six."""
 _LOG_FROM = 10.0
 """A gradient norm that varies by more than this factor is drawn on a logarithmic axis."""
 
@@ -166,7 +168,7 @@ def _colour(index: int) -> str:
 
 def _figure(name: str, draw: Callable[[Axes], None], series: int) -> str:
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(4.7, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.4, 2.8), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         draw(axes)
@@ -176,7 +178,8 @@ def _figure(name: str, draw: Callable[[Axes], None], series: int) -> str:
         axes.spines["bottom"].set_color(GRID)
         if series > 1:
             place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderpad": 0, "columnspacing": 1.2}
-            axes.legend(frameon=False, labelcolor=INK, ncols=min(series, 4), handlelength=1.2, **place)
+            columns = _LEGEND // (max(map(len, axes.get_legend_handles_labels()[1])) + 6)
+            axes.legend(frameon=False, labelcolor=INK, ncols=columns, handlelength=1.2, **place)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata=NO_METADATA)
     return inline(stream.getvalue(), name, _VARIABLES)

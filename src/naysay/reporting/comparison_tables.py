@@ -103,7 +103,7 @@ def choices(comparison: Comparison) -> Table:
         "(the largest margin where there are no acceptable answers); if there is none, the smallest KL; of equal ones "
         "the smaller rate."
     )
-    headers = ("Objective, learning rate", *(name for _, name, _ in _CHOICE), "")
+    headers = ("Objective, learning rate", *(name for _, name, _ in _CHOICE), "Choice")
     return Table("Learning rates, on the dev split with half the steps", headers, rows, foot)
 
 

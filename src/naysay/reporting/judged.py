@@ -87,7 +87,7 @@ def _note(shares: Mapping[str, Any]) -> str:
 
 def _draw(kind: str, shares: Mapping[str, Any]) -> Curve:
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(4.7, 2.7), layout="constrained")
+        figure = Figure(figsize=(4.4, 2.6), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         spoken = []
