@@ -44,4 +44,4 @@ def index(sets: Sequence[Shingles], threshold: float, per_bucket: int = 5) -> It
             writers[number % 2].add(number, tokens, sizes[-1])
         for writer in writers:
             writer.close()
-        yield NearDuplicates(folder, sizes, threshold)
+        yield NearDuplicates(folder, np.concatenate(sizes), [len(size) for size in sizes], threshold)

@@ -14,7 +14,7 @@ import numpy as np
 from naysay.artifacts.store import explain_storage_errors
 
 WRITERS = 2
-_BUFFER_BYTES = 1 << 15
+_BUFFER_BYTES = 1 << 13
 _MARSHAL_VERSION = 2
 """The last one that does not look for objects that occur twice, which takes longer than writing them twice."""
 _LENGTH_BYTES = 8

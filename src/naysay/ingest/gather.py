@@ -1,8 +1,8 @@
 """A bucket of rows -> its prompts: merged, written as they will stand in the records, and indexed by their shingles."""
 
 import heapq
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +18,7 @@ from naysay.ingest.shingles import prompt_text, shingle_tokens
 from naysay.ingest.spread import USUAL_REST, About, SpreadRow
 
 DATA, BENIGN = "data", "benign"
-PROMPTS, NEGATIVES, ACCEPTABLE = "prompts", "negatives", "acceptable"
+PROMPTS, NEGATIVES, ACCEPTABLE, ABOUT = "prompts", "negatives", "acceptable", "about"
 _DIGITS = 52
 
 
@@ -35,28 +35,34 @@ class Task(NamedTuple):
     draws_limits: bool
 
 
+FACTS = np.dtype(
+    [
+        ("asked", "u1"),
+        ("negatives", "<u4"),
+        ("acceptable", "<u4"),
+        ("shingles", "<u4"),
+        ("split_draw", "<f8"),
+        ("limit_draw", "<f8"),
+        ("group", "<u4"),
+    ]
+)
+"""Of a prompt: the code of the split that its rows ask for; how many distinct answers it has (before
+`answers_per_prompt`) and how many shingles; its numbers in [0, 1) for the split and for a limit (0 where no split has
+one); the place of its (kind, category) in the bucket's `groups`. Spilled, and in the order of the prompts' ids."""
+
+
 @dataclass(slots=True)
 class Bucket:
-    """What is kept in memory of a bucket: arrays with one number for each prompt, in the order of the prompts' ids."""
+    """What a bucket gave, beside what is on disk."""
 
-    asked: np.ndarray
-    """Code of the split that the rows ask for (uint8)."""
-    negatives: np.ndarray
-    acceptable: np.ndarray
-    """Distinct answers, before `answers_per_prompt` (uint32)."""
-    shingles: np.ndarray
-    """How many (uint32)."""
-    split_draw: np.ndarray
-    limit_draw: np.ndarray
-    """In [0, 1), of each prompt for itself; `limit_draw` is empty where no split has a limit."""
-    group: np.ndarray
-    """Place in `groups` (uint32)."""
+    size: int
+    """Number of prompts."""
     groups: list[tuple[str, str]]
     """The distinct (kind, category)."""
-    tallies: tuple[Tally, Tally] = field(default_factory=lambda: (Tally(), Tally()))
+    tallies: tuple[Tally, Tally]
     """Of the data and of the benign file."""
-    repeated: int = 0
-    repeated_answers: int = 0
+    repeated: int
+    repeated_answers: int
     """Prompts of the benign file that the data file has too, and their answers: left out."""
 
 
@@ -80,24 +86,24 @@ def gather(
     Returns:
         what to keep of each bucket, and the weights.
     """
-    out = [SpillWriter(task.folder, name) for name in (PROMPTS, NEGATIVES, ACCEPTABLE)]
+    out = {name: SpillWriter(task.folder, name) for name in (PROMPTS, NEGATIVES, ACCEPTABLE, ABOUT)}
     index: PrefixWriter | None = None
     found = []
     for number in buckets:
-        bucket, tokens = _gather_one(task, number, lengths, out)
+        bucket, tokens, sizes = _gather_one(task, number, lengths, out)
         if weights is None:
             weights = token_weights(tokens)
         index = index or PrefixWriter(task.folder, task.threshold, weights, writer)
-        index.add(number, tokens, bucket.shingles)
+        index.add(number, tokens, sizes)
         found.append(bucket)
-    for spill in (*out, *([index] if index else [])):
+    for spill in (*out.values(), *([index] if index else [])):
         spill.close()
     return found, np.empty(0, np.uint8) if weights is None else weights
 
 
 def _gather_one(
-    task: Task, number: int, lengths: LengthCheck | None, out: Sequence[SpillWriter]
-) -> tuple[Bucket, np.ndarray]:
+    task: Task, number: int, lengths: LengthCheck | None, out: Mapping[str, SpillWriter]
+) -> tuple[Bucket, np.ndarray, np.ndarray]:
     tallies = Tally(), Tally()
     entries, benign = (_entries(task, number, source, lengths, tallies[source]) for source in (0, 1))
     known = {entry[0] for entry in entries}
@@ -106,25 +112,20 @@ def _gather_one(
     keys, heads, kinds, negatives, acceptable, texts, asked, *counts, group = (
         zip(*entries, strict=True) if entries else [()] * 10
     )
-    for spill, columns in zip(out, ((heads, kinds), (negatives,), (acceptable,)), strict=True):
-        spill.append(number, columns)
+    out[PROMPTS].append(number, (heads, kinds))
+    out[NEGATIVES].append(number, (negatives,))
+    out[ACCEPTABLE].append(number, (acceptable,))
     tokens, sizes = shingle_tokens(texts)
     groups: dict[tuple[str, str], int] = {}
-    group = [groups.setdefault(item, len(groups)) for item in group]
-    bucket = Bucket(
-        asked=np.array(asked, np.uint8),
-        negatives=np.array(counts[0], np.uint32),
-        acceptable=np.array(counts[1], np.uint32),
-        shingles=sizes.astype(np.uint32),
-        split_draw=draws(task.seed, "split", keys),
-        limit_draw=draws(task.seed, "limit", keys if task.draws_limits else ()),
-        group=np.array(group, np.uint32),
-        groups=list(groups),
-        tallies=tallies,
-        repeated=len(repeated),
-        repeated_answers=sum(entry[7] + entry[8] for entry in repeated),
-    )
-    return bucket, tokens
+    about = np.zeros(len(entries), FACTS)
+    about["asked"], about["negatives"], about["acceptable"], about["shingles"] = asked, *counts, sizes
+    about["split_draw"] = draws(task.seed, "split", keys)
+    if task.draws_limits:
+        about["limit_draw"] = draws(task.seed, "limit", keys)
+    about["group"] = [groups.setdefault(item, len(groups)) for item in group]
+    out[ABOUT].append_array(number, about)
+    repeated_answers = sum(entry[7] + entry[8] for entry in repeated)
+    return Bucket(len(entries), list(groups), tallies, len(repeated), repeated_answers), tokens, sizes
 
 
 _Entry = tuple[bytes, bytes, bytes, bytes, bytes, str, int, int, int, tuple[str, str]]

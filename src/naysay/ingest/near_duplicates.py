@@ -83,16 +83,15 @@ class PrefixWriter:
 class NearDuplicates:
     """Near-duplicates among the prompts of all buckets, numbered 0, 1, ... bucket by bucket.
 
-    `sizes` holds the number of shingles of each prompt, by bucket; two prompts are near-duplicates when their Jaccard
-    similarity is at least `threshold`.
+    `sizes` holds the number of shingles of each prompt, `counts` the number of prompts of each bucket; two prompts are
+    near-duplicates when their Jaccard similarity is at least `threshold`.
     """
 
-    def __init__(self, folder: Path, sizes: Sequence[np.ndarray], threshold: float):
+    def __init__(self, folder: Path, sizes: np.ndarray, counts: Sequence[int], threshold: float):
         self.threshold = threshold
         self._folder = folder
-        self._starts = np.cumsum([0, *map(len, sizes)])
-        self._sizes = np.concatenate(sizes)
-        self._ends = [np.cumsum(item, dtype=np.uint32) for item in sizes]
+        self._starts = np.cumsum([0, *counts])
+        self._sizes = sizes
         self._set = lru_cache(_KEPT_SETS)(self._read_set)
         self._different: set[tuple[int, int]] = set()
         self._reduced: set[int] = set()
@@ -177,9 +176,8 @@ class NearDuplicates:
 
     def _read_set(self, item: int) -> frozenset[int]:
         bucket = int(np.searchsorted(self._starts, item, side="right")) - 1
-        place = item - int(self._starts[bucket])
-        end, size = int(self._ends[bucket][place]), int(self._sizes[item])
-        return frozenset(read_array(self._folder, "shingles", bucket, np.uint64, end - size, size).tolist())
+        start, size = int(self._sizes[self._starts[bucket] : item].sum()), int(self._sizes[item])
+        return frozenset(read_array(self._folder, "shingles", bucket, np.uint64, start, size).tolist())
 
 
 def _entry(tokens: np.ndarray) -> np.ndarray:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from naysay.artifacts.spill import read_arrays
 from naysay.config import RunConfig
 from naysay.errors import DataError
 from naysay.ingest.columns import Columns, check_mapped
 from naysay.ingest.embedded import Source
-from naysay.ingest.gather import BENIGN, DATA, Bucket, Task, gather
+from naysay.ingest.gather import ABOUT, BENIGN, DATA, FACTS, Bucket, Task, gather
 from naysay.ingest.merge import LengthCheck, Tally
 from naysay.ingest.readers import RowReader
 from naysay.ingest.second_process import SecondProcess
@@ -26,7 +27,7 @@ LARGE_FILE_BYTES = 32 << 20
 
 @dataclass(slots=True)
 class Prompts:
-    """All prompts, numbered in the order of their ids (see `Bucket` for the arrays), and what the files gave."""
+    """All prompts, numbered in the order of their ids (see `FACTS` for the arrays), and what the files gave."""
 
     sources: tuple[Source, Source]
     tallies: tuple[Tally, Tally]
@@ -37,15 +38,16 @@ class Prompts:
     limit_draw: np.ndarray
     group: np.ndarray
     groups: list[tuple[str, str]]
-    shingles: list[np.ndarray]
-    """By bucket."""
+    shingles: np.ndarray
+    bucket_sizes: list[int]
+    """How many prompts each bucket has."""
     repeated: int
     repeated_answers: int
 
     @property
     def bucket_ends(self) -> np.ndarray:
         """Where to part an array of all prompts into buckets."""
-        return np.cumsum([len(item) for item in self.shingles])[:-1]
+        return np.cumsum(self.bucket_sizes)[:-1]
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def read_prompts(
     for source, tally in zip(sources, tallies, strict=True):
         if not tally.prompts:
             raise DataError(_no_usable_row(source, tally))
-    return _together(sources, tallies, buckets)
+    return _together(sources, tallies, buckets, folder)
 
 
 def _content_bytes(sources: Sequence[Source]) -> int:
@@ -149,23 +151,26 @@ def _gather(task: Task, count: int, lengths: LengthCheck | None, second: SecondP
     return first + [by_number[number] for number in range(1, count)]
 
 
-def _together(sources: tuple[Source, Source], tallies: tuple[Tally, Tally], buckets: Sequence[Bucket]) -> Prompts:
+def _together(
+    sources: tuple[Source, Source], tallies: tuple[Tally, Tally], buckets: Sequence[Bucket], folder: Path
+) -> Prompts:
+    sizes = [bucket.size for bucket in buckets]
+    about = {name: np.empty(sum(sizes), FACTS[name]) for name in FACTS.names or ()}
     groups: dict[tuple[str, str], int] = {}
-    numbers = [
-        np.array([groups.setdefault(group, len(groups)) for group in bucket.groups], np.uint32)[bucket.group]
-        for bucket in buckets
-    ]
+    start = 0
+    for number, bucket in enumerate(buckets):
+        part = read_arrays(folder, ABOUT, number, FACTS)
+        places = [groups.setdefault(group, len(groups)) for group in bucket.groups]
+        part["group"] = np.array(places, np.uint32)[part["group"]]
+        for name, values in about.items():
+            values[start : start + bucket.size] = part[name]
+        start += bucket.size
     return Prompts(
         sources,
         tallies,
-        asked=np.concatenate([bucket.asked for bucket in buckets]),
-        negatives=np.concatenate([bucket.negatives for bucket in buckets]),
-        acceptable=np.concatenate([bucket.acceptable for bucket in buckets]),
-        split_draw=np.concatenate([bucket.split_draw for bucket in buckets]),
-        limit_draw=np.concatenate([bucket.limit_draw for bucket in buckets]),
-        group=np.concatenate(numbers),
+        **about,
         groups=list(groups),
-        shingles=[bucket.shingles for bucket in buckets],
+        bucket_sizes=sizes,
         repeated=sum(bucket.repeated for bucket in buckets),
         repeated_answers=sum(bucket.repeated_answers for bucket in buckets),
     )

@@ -105,14 +105,15 @@ def group_draws(seed: int, groups: Sequence[tuple[str, str]]) -> np.ndarray:
 
 def _place(first: np.ndarray, members: np.ndarray, asked: np.ndarray, draw: np.ndarray, data: DataConfig) -> np.ndarray:
     """The split of each cluster, at the number of its first member."""
-    size = np.bincount(first[members], minlength=len(first)).astype(np.uint32)
+    size = np.zeros(len(first), np.uint32)
+    np.add.at(size, first[members], 1)
     # What joins a prompt that asks for a split must not be on the other side of it.
     wish = np.full(len(first), ANY, np.uint8)
     np.minimum.at(wish, first[members], asked[members])
-    held_out = draw < data.heldout_fraction
-    evaluated = draw < data.heldout_fraction + data.dev_fraction
-    split = np.where(held_out, HELDOUT, np.where(evaluated, DEV, TRAIN)).astype(np.uint8)
-    split = np.where(wish == ANY, split, wish)
+    split = np.full(len(first), TRAIN, np.uint8)
+    split[draw < data.heldout_fraction + data.dev_fraction] = DEV
+    split[draw < data.heldout_fraction] = HELDOUT
+    np.copyto(split, wish, where=wish != ANY)
     return _fill_empty(_Clusters(size, draw, wish, split), data)
 
 

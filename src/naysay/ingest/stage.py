@@ -71,7 +71,7 @@ def run(config: RunConfig, run: RunDirectory, *, count_tokens: TokenCounter | No
     lengths = None if count_tokens is None else LengthCheck(config.model.max_length, count_tokens)
     with _progress() as progress, scratch_folder(run.ingest_parts) as folder, second_process(sources) as second:
         prompts = read_prompts(config, sources, lengths, folder, _Watch(progress), second)
-        near = NearDuplicates(folder, prompts.shingles, config.data.near_duplicate_threshold)
+        near = NearDuplicates(folder, prompts.shingles, prompts.bucket_sizes, config.data.near_duplicate_threshold)
         split = split_prompts(prompts.negatives > 0, prompts.asked, prompts.split_draw, near, config.data)
         kept = _limited(config, prompts, split)
         if not (kept == TRAIN).any():
