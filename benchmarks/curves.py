@@ -47,21 +47,21 @@ def draw(sizes: Sequence[dict[str, Any]]) -> Figure:
             if column == 0:
                 axes[row][column].set_ylabel(unit)
         axes[1][column].set_xlabel(label)
+    for row in axes:
+        row[0].set_ylim(bottom=0)  # shared, so after the last of them has been drawn
     axes[0][0].legend(frameon=False)
     return figure
 
 
 def _panel(axes: Axes, points: Sequence[dict[str, Any]], field: str, measure: str) -> None:
-    """Both ways of taking the group; where only one was needed they are the same."""
-    together = [(point["case"][field], point[measure]) for point in points if point["ours"] == "naysay"]
-    within = [(point["case"][field], point[measure]) for point in points if point["ours"] != "naysay"]
-    axes.plot(*zip(*together, strict=True), marker="o", color=_ALL, label="all at once")
+    """Both ways of taking the group; where it fits into the budget they are the same."""
+    together = {point["case"][field]: point[measure] for point in points if point["ours"] == "naysay"}
+    within = {point["case"][field]: point[measure] for point in points if point["ours"] != "naysay"}
     if within:
-        axes.plot(
-            *zip(*within, strict=True), marker="s", linestyle="--", color=_BUDGET, label=f"{_budget(points)} at a time"
-        )
+        line = sorted({**together, **within}.items())
+        axes.plot(*zip(*line, strict=True), marker="s", ls="--", color=_BUDGET, label=f"{_budget(points)} at a time")
+    axes.plot(*zip(*together.items(), strict=True), marker="o", color=_ALL, label="all at once")
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
 
 
 def _budget(points: Sequence[dict[str, Any]]) -> str:
