@@ -132,7 +132,7 @@ def require_openai() -> None:
 
 
 def read_key(key_env: str | None) -> str:
-    """The key in the environment variable of this name; a placeholder for servers without keys.
+    """The key in the environment variable of this name; the word `none` for servers that take no key.
 
     Raises:
         ConfigError: the variable is not set.
