@@ -1,4 +1,4 @@
-"""Draw how a step's time and memory grow with each size, from what `python -m benchmarks.run` wrote.
+"""Draw how time and memory of a step, and of ingest, grow with size, from what `python -m benchmarks.run` wrote.
 
 python -m benchmarks.curves benchmarks/results/performance.json docs/performance.png
 """
@@ -32,14 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("picture", type=Path)
     given = parser.parse_args(arguments)
     with mpl.rc_context(_SETTINGS):
-        figure = draw(read_json(given.results)["size"])
+        results = read_json(given.results)
+        figure = draw(results["size"], results.get("ingest", ()))
         FigureCanvasAgg(figure).print_png(str(given.picture))
 
 
-def draw(sizes: Sequence[dict[str, Any]]) -> Figure:
-    """Two rows, seconds and gigabytes, and a column for each size that was varied."""
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    axes = figure.subplots(2, len(AXES), sharey="row")
+def draw(sizes: Sequence[dict[str, Any]], ingest: Sequence[dict[str, Any]] = ()) -> Figure:
+    """Two rows, seconds and gigabytes; a column for each size of a step that was varied, and one for the rows that
+    were ingested, where they are given."""
+    figure = Figure(figsize=(11 if not ingest else 13.5, 5), layout="constrained")
+    step, rows = figure.subfigures(1, 2, width_ratios=(4, 1)) if ingest else (figure, None)
+    axes = step.subplots(2, len(AXES), sharey="row")
     for column, (axis, (field, label)) in enumerate(AXES.items()):
         points = [point for point in sizes if point["axis"] == axis]
         for row, (measure, unit) in enumerate((("seconds", "seconds a step"), ("peak_gb", "peak memory, GB"))):
@@ -50,7 +53,24 @@ def draw(sizes: Sequence[dict[str, Any]]) -> Figure:
     for row in axes:
         row[0].set_ylim(bottom=0)  # shared, so after the last of them has been drawn
     axes[0][0].legend(frameon=False)
+    if rows is not None:
+        _ingest(rows.subplots(2, 1), ingest)
     return figure
+
+
+def _ingest(axes: Sequence[Axes], points: Sequence[dict[str, Any]]) -> None:
+    """Seconds of ingest beside those of reading alone, and the peak of all its processes together."""
+    rows = [point["rows"] / 1e6 for point in points]
+    axes[0].plot(rows, [point["seconds"] for point in points], marker="o", color=_ALL, label="ingest")
+    axes[0].plot(rows, [p["orjson_seconds"] for p in points], marker="s", ls="--", color=_BUDGET, label="orjson alone")
+    axes[1].plot(rows, [sum(point["peak_bytes"]) / 1e9 for point in points], marker="o", color=_ALL)
+    axes[0].set_ylabel("seconds")
+    axes[1].set_ylabel("peak memory, GB")
+    axes[1].set_xlabel("million rows")
+    for panel in axes:
+        panel.set_xlim(left=0)
+        panel.set_ylim(bottom=0)
+    axes[0].legend(frameon=False)
 
 
 def _panel(axes: Axes, points: Sequence[dict[str, Any]], field: str, measure: str) -> None:

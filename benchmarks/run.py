@@ -15,8 +15,8 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -53,19 +53,21 @@ SHORT, MIDDLE, LONG = Case(16, 64, 8), Case(128, 64, 11), Case(512, 64, 8)
 RACES = (
     Race(SHORT, "unshared", 0.97),
     Race(LONG, "one at a time", 3.8),
-    Race(MIDDLE, "trl", 7.5, memory_at_most=0.3),
-    Race(MIDDLE, "trl:11"),
+    Race(MIDDLE, "trl", 7.5),
+    Race(MIDDLE, "trl:11", 7.5, memory_at_most=0.3),
     Race(LONG, "trl", 12.0),
     Race(Case(16, 64, 1), "unshared"),
 )
 QUICK = (Race(SHORT, "unshared", 0.97), Race(Case(128, 64, 3), "trl", 1.0))
+CENTRE = Case(128, 64, 8, vocabulary=49152)
+"""Where the axes meet; the vocabulary is the model's own."""
 SIZES = {
-    "K": tuple(Case(128, 64, k) for k in (1, 4, 8, 16, 32)),
-    "P": tuple(Case(p, 64, 8) for p in (1, 256, 512, 1024)),
-    "R": tuple(Case(128, r, 8) for r in (1, 64, 128, 256)),
-    "V": tuple(Case(128, 64, 8, vocabulary=v) for v in (49152, 98304, 196608)),
+    "K": tuple(replace(CENTRE, k=k) for k in (1, 4, 8, 16, 32)),
+    "P": tuple(replace(CENTRE, prompt=p) for p in (1, 128, 256, 512, 1024)),
+    "R": tuple(replace(CENTRE, answer=r) for r in (1, 64, 128, 256)),
+    "V": tuple(replace(CENTRE, vocabulary=v) for v in (49152, 98304, 196608)),
 }
-QUICK_SIZES = {"K": (Case(128, 64, 1), Case(128, 64, 3))}
+QUICK_SIZES = {"K": (replace(CENTRE, k=1), replace(CENTRE, k=3))}
 SECTIONS = ("step", "parts", "size", "score", "sample", "ingest", "command")
 
 
@@ -109,10 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def race(one: Race, repeats: int, threads: int) -> dict[str, Any]:
-    """Time both in turn; the median ratio, its range, the share of the machine's matmul rate, and peak memory."""
+def race(one: Race, repeats: int, threads: int, ours: Connection | None = None) -> dict[str, Any]:
+    """Time both in turn; the median ratio, its range, the share of the machine's matmul rate, and peak memory.
+
+    Args:
+        ours: a worker of ours that is there already.
+    """
     rival = f"trl:{peer_batch(one.case)}" if one.rival == "trl" else one.rival
-    with worker(one.ours, one.case, threads) as ours, worker(rival, one.case, threads) as theirs:
+    own = worker(one.ours, one.case, threads) if ours is None else nullcontext(ours)
+    with own as ours, worker(rival, one.case, threads) as theirs:
         rates, mine, other = [], [], []
         for _ in range(repeats):
             rates.append(matmul_rate(threads))
@@ -169,24 +176,28 @@ def parts(case: Case, repeats: int, threads: int) -> list[dict[str, Any]]:
     """What each measure contributes: the step without it, timed in turn with the step that has all; and what gradient
     checkpointing would."""
     rivals = ["pairs", "unshared", *(f"without {name}" for name in SWITCHES), "naysay, checkpointing"]
-    return [race(Race(case, rival), min(repeats, 2), threads) for rival in rivals]
+    with worker("naysay", case, threads) as ours:
+        return [race(Race(case, rival), min(repeats, 2), threads, ours) for rival in rivals]
 
 
 def sizes(*, quick: bool, threads: int) -> list[dict[str, Any]]:
     """Seconds and peak memory of a step as one size grows, all at once and within the default budget of a CPU."""
     budget = token_budget(None, torch.device("cpu"))
-    found = []
-    for axis, case in ((axis, case) for axis, cases in (QUICK_SIZES if quick else SIZES).items() for case in cases):
+    axes = QUICK_SIZES if quick else SIZES
+    measured = {}
+    for case in dict.fromkeys(case for cases in axes.values() for case in cases):
         for name in ("naysay", *((f"naysay, {budget} tokens",) if case.tokens > budget else ())):
             with worker(name, case, threads) as ours:
                 steps = [ask(ours) for _ in range(1 if quick else 2)]
             seconds, peak = min(step["seconds"] for step in steps), max(step["peak_bytes"] for step in steps)
-            found.append(
-                {"axis": axis, "ours": name, "seconds": seconds, "peak_gb": peak / 1e9}
-                | {"case": asdict(case), "needed_gflop": sum(needed_flops(case).values()) / 1e9}
-            )
+            measured[case, name] = {"ours": name, "seconds": seconds, "peak_gb": peak / 1e9}
             print(f"size {case.name}: {name} {seconds:.2f} s, {peak / 1e9:.2f} GB", flush=True)
-    return found
+    return [
+        {"axis": axis, **point, "case": asdict(case), "needed_gflop": sum(needed_flops(case).values()) / 1e9}
+        for axis, cases in axes.items()
+        for (case, _), point in measured.items()
+        if case in cases
+    ]
 
 
 def tune_peer(races: Sequence[Race], threads: int) -> None:
@@ -194,12 +205,18 @@ def tune_peer(races: Sequence[Race], threads: int) -> None:
     known = read_json(PEER_SETTINGS) if PEER_SETTINGS.exists() else {}
     for case in dict.fromkeys(one.case for one in races if one.rival == "trl"):
         seconds: dict[str, float] = {}
+        killed = []
         for batch in sorted({min(batch, case.k) for batch in PEER_BATCHES}):
-            with worker(f"trl:{batch}", case, threads) as peer:
-                seconds[str(batch)] = ask(peer)["seconds"]
+            try:
+                with worker(f"trl:{batch}", case, threads) as peer:
+                    seconds[str(batch)] = ask(peer)["seconds"]
+            except EOFError:  # the system ends a process that asks for more memory than there is
+                killed.append(batch)
+                print(f"trl, {case.name}, {batch} pairs a batch: does not fit", flush=True)
+                break
             print(f"trl, {case.name}, {batch} pairs a batch: {seconds[str(batch)]:.1f} s", flush=True)
         best = min(seconds, key=lambda name: seconds[name])
-        known[case.name] = {"batch_size": int(best), "seconds_by_batch_size": seconds}
+        known[case.name] = {"batch_size": int(best), "seconds_by_batch_size": seconds, "does_not_fit": killed}
         write_json(PEER_SETTINGS, known)
 
 

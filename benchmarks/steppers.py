@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -230,10 +231,7 @@ def _trl(case: Case, batch_size: int) -> Step:
 def needed_flops(case: Case) -> dict[str, float]:
     """Floating-point operations that a step of a LoRA policy cannot do without: 4N a token for the frozen matrices
     (forward, and the gradient by their input), attention over allowed pairs alone. The adapter's own are left out."""
-    model = load_model(ModelConfig())
-    lm = causal_lm(model)
-    config = lm.config.get_text_config()
-    body = sum(m.weight.numel() for m in lm.base_model.modules() if isinstance(m, torch.nn.Linear))
+    config, body = _body()
     scored = case.answers * case.answer
     own = case.answer * (case.answer + 1) // 2
     pairs = case.prompt * (case.prompt + 1) // 2 + case.answers * (case.answer * case.prompt + own)
@@ -245,6 +243,14 @@ def needed_flops(case: Case) -> dict[str, float]:
         "head": 4.0 * (case.vocabulary or config.vocab_size) * config.hidden_size * scored,
         "attention": float(attention),
     }
+
+
+@cache
+def _body() -> tuple[Any, int]:
+    """(the model's config, the weights of its layers' matrices)."""
+    lm = causal_lm(load_model(ModelConfig()))
+    body = sum(m.weight.numel() for m in lm.base_model.modules() if isinstance(m, torch.nn.Linear))
+    return lm.config.get_text_config(), body
 
 
 def matmul_rate(threads: int, seconds: float = 1.5) -> float:

@@ -38,6 +38,16 @@ def test_every_point_is_drawn_and_none_is_cut_off():
     ]
 
 
+def test_rows_have_a_column_of_their_own():
+    ingest = [
+        {"rows": 10_000, "seconds": 0.2, "orjson_seconds": 0.01, "peak_bytes": [4e8, 0]},
+        {"rows": 1_000_000, "seconds": 9.0, "orjson_seconds": 0.8, "peak_bytes": [5e8, 4e8]},
+    ]
+    seconds, memory = curves.draw(POINTS, ingest).axes[8:]
+    assert lines(seconds) == {"ingest": [[0.01, 1.0], [0.2, 9.0]], "orjson alone": [[0.01, 1.0], [0.01, 0.8]]}
+    assert [list(values) for values in memory.get_lines()[0].get_data()] == [[0.01, 1.0], [0.4, 0.9]]
+
+
 def test_the_picture_is_written(tmp_path):
     results, picture = tmp_path / "results.json", tmp_path / "curves.png"
     write_json(results, {"size": POINTS})

@@ -1,5 +1,8 @@
 """The performance benchmark: rivals compute one gradient, FLOPs are counted by hand, ratios are of paired steps."""
 
+from contextlib import nullcontext
+from dataclasses import asdict
+
 import pytest
 import torch
 from benchmarks.switches import SWITCHES
@@ -87,6 +90,7 @@ def test_trl_steps_through_the_pairs_of_the_group(tiny):
 
 
 def test_flops_by_hand(tiny):
+    steppers._body.cache_clear()
     model = make_model()
     body = sum(p.numel() for name, p in model.named_parameters() if "proj" in name)
     found = steppers.needed_flops(CASE)
@@ -103,17 +107,7 @@ def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch,
         "one at a time": iter([(4.0, 300), (6.0, 400)]),
     }
 
-    class Fake:
-        def __init__(self, name):
-            self.name = name
-
-        def __enter__(self):
-            return self.name
-
-        def __exit__(self, *error):
-            return None
-
-    monkeypatch.setattr(run, "worker", lambda name, case, threads: Fake(name))
+    monkeypatch.setattr(run, "worker", lambda name, case, threads: nullcontext(name))
     monkeypatch.setattr(run, "ask", lambda name: dict(zip(("seconds", "peak_bytes"), next(steps[name]), strict=True)))
     monkeypatch.setattr(run, "matmul_rate", lambda threads: 1e9)
     monkeypatch.setattr(run, "needed_flops", lambda case: {"body": 7.5e8})
@@ -127,6 +121,44 @@ def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch,
     line = capsys.readouterr().out
     assert "3.50x [3.00, 4.00], target 3.6x NOT MET; " in line
     assert "(0.30x, target 0.3x)" in line
+
+
+def test_where_axes_meet_is_measured_once(monkeypatch):
+    asked = []
+
+    def ask(started):
+        asked.append(started)
+        return {"seconds": float(len(asked)), "peak_bytes": 10**9}
+
+    monkeypatch.setattr(run, "worker", lambda name, case, threads: nullcontext((name, case)))
+    monkeypatch.setattr(run, "ask", ask)
+    monkeypatch.setattr(run, "needed_flops", lambda case: {"body": 1e9})
+    found = run.sizes(quick=False, threads=1)
+    assert len(asked) == 2 * len(set(asked))
+    points = {(p["axis"], *(p["case"][n] for n in ("prompt", "answer", "k", "vocabulary")), p["ours"]) for p in found}
+    assert len(points) == len(found)
+    centre = [point["seconds"] for point in found if point["case"] == asdict(run.CENTRE)]
+    assert len(centre) == 4
+    assert len(set(centre)) == 1
+    # A group above the budget is measured in parts too.
+    assert ("K", 128, 64, 32, 49152, "naysay, 2048 tokens") in points
+
+
+def test_a_batch_that_does_not_fit_ends_the_search(monkeypatch, tmp_path):
+    seconds = {"trl:1": 3.0, "trl:2": 2.0}
+
+    def ask(name):
+        if name not in seconds:
+            raise EOFError
+        return {"seconds": seconds[name]}
+
+    monkeypatch.setattr(run, "PEER_SETTINGS", tmp_path / "peer.json")
+    monkeypatch.setattr(run, "worker", lambda name, case, threads: nullcontext(name))
+    monkeypatch.setattr(run, "ask", ask)
+    case = steppers.Case(5, 3, 8)
+    run.tune_peer([run.Race(case, "trl")], threads=1)
+    assert run.peer_batch(case) == 2
+    assert run.read_json(run.PEER_SETTINGS)[case.name]["does_not_fit"] == [4]
 
 
 def test_wrong_sections_are_refused(capsys):
