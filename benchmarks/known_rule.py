@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.known_rule_cell import Answers, Cell, ObjectiveSpec, run_cell, saved, train_cell
+from benchmarks.known_rule_cell import Answers, Cell, ObjectiveSpec, run_cell, saved
 from benchmarks.known_rule_data import AnchorSource, DataSettings, NegativeSource, OwnAnswer, export_rows
 from benchmarks.known_rule_report import KL_BOUND, draw_figure, fronts, summarise, table
+from benchmarks.known_rule_train import train_cell
 from benchmarks.rule_prompts import SPLITS, Split, prompts_of_split
 from benchmarks.rules import RULES
 

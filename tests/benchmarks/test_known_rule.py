@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from benchmarks.known_rule_cell import Answers, Cell, ObjectiveSpec, run_cell, train_cell
+from benchmarks.known_rule_cell import Answers, Cell, ObjectiveSpec, run_cell
 from benchmarks.known_rule_data import DataSettings, OwnAnswer, export_rows, heldout_pairs, training_rows
 from benchmarks.known_rule_report import draw_figure, fronts, max_kl, pareto_front, reported_point, summarise, table
+from benchmarks.known_rule_train import train_cell
 from benchmarks.rule_prompts import SPLITS, TOPICS_OF_SPLIT, RulePrompt, prompts_of_split
 from benchmarks.rules import RULES, Rule
 
-from benchmarks import known_rule, known_rule_cell, known_rule_data
+from benchmarks import known_rule, known_rule_data, known_rule_measure, known_rule_train
 from conftest import make_model, make_tokenizer
 from naysay.errors import ConfigError
 from naysay.ingest.columns import find_columns
@@ -296,7 +297,7 @@ def test_every_setting_of_a_cell_is_in_its_key():
 def tiny_world(monkeypatch):
     """A random model and a rule that about half of its answers break."""
     monkeypatch.setitem(RULES, "lists", Rule("lists", "an even number of characters", lambda text: len(text) % 2 == 0))
-    monkeypatch.setattr(known_rule_cell, "load_model", lambda config: make_model())
+    monkeypatch.setattr(known_rule_train, "load_model", lambda config: make_model())
 
 
 def tiny_cell(**changes):
@@ -314,7 +315,7 @@ def test_a_killed_cell_goes_on_to_the_points_of_an_uninterrupted_one(tmp_path, m
     cell = tiny_cell()
     whole, _ = run_cell(cell, tmp_path / "a", lambda c, work: train_cell(c, work, tiny_answers(tmp_path / "a")))
     name = "at" if when.startswith("while") else "points"
-    original = getattr(known_rule_cell.Measure, name)
+    original = getattr(known_rule_measure.Measure, name)
 
     def killed(self, *given):
         if given[:1] in {(), (4,)}:
@@ -324,11 +325,11 @@ def test_a_killed_cell_goes_on_to_the_points_of_an_uninterrupted_one(tmp_path, m
     def compute(c, work):
         return train_cell(c, work, tiny_answers(tmp_path / "b"))
 
-    monkeypatch.setattr(known_rule_cell.Measure, name, killed)
+    monkeypatch.setattr(known_rule_measure.Measure, name, killed)
     with pytest.raises(KeyboardInterrupt):
         run_cell(cell, tmp_path / "b", compute)
     assert len(list((tmp_path / "b" / "cells" / cell.key).glob("checkpoint-*"))) == 1
-    monkeypatch.setattr(known_rule_cell.Measure, name, original)
+    monkeypatch.setattr(known_rule_measure.Measure, name, original)
     resumed, _ = run_cell(cell, tmp_path / "b", compute)
     for result in (whole, resumed):
         for found in result["points"]:
