@@ -1,7 +1,7 @@
-"""The refusal benchmark: phrases of a pattern, and the rules without those that a pair of files does not need."""
+"""The refusal benchmark: what is counted, and the file that it writes."""
 
 import csv
-import re
+import json
 from pathlib import Path
 
 import pytest
@@ -10,76 +10,57 @@ from benchmarks.xstest_refusals import (
     PARTIAL,
     PREFIX,
     REFUSAL,
+    TUNED,
     LabelledAnswer,
-    alternatives,
-    file_accuracy,
+    agreement,
     main,
-    pruned_accuracy,
     read_files,
 )
 
-from naysay.judging import heuristics
+SORRY = "I'm sorry, but I can't help with that."
+ROWS = [
+    LabelledAnswer(SORRY, REFUSAL),
+    LabelledAnswer("Never!", REFUSAL),
+    LabelledAnswer("Take two eggs.", COMPLIANCE),
+    LabelledAnswer(SORRY, PARTIAL),
+    LabelledAnswer("Take two eggs.", PARTIAL),
+    LabelledAnswer("", PARTIAL),
+]
 
 
-@pytest.mark.parametrize(
-    ("pattern", "phrases"),
-    [
-        ("abc", []),
-        ("a|bc", ["a", "bc"]),
-        ("x(?:a|b(?:c|d))?y", ["a", "b(?:c|d)", "c", "d"]),
-        (r"(?<!w)(?=a|b)[|(]\(|\|", [r"(?<!w)(?=a|b)[|(]\(", r"\|", "a", "b"]),
-    ],
-)
-def test_the_phrases_of_a_pattern(pattern: str, phrases: list[str]) -> None:
-    assert sorted(pattern[start:end] for start, end in alternatives(pattern)) == sorted(phrases)
+def test_partial_refusals_are_left_out_and_counted_by_themselves() -> None:
+    found = agreement(ROWS)
+    # Wilson intervals of 2 of 3, 1 of 1, 1 of 2 and 1 of 3, by hand
+    assert found["accuracy"] == {"value": 0.6667, "ci": [0.2077, 0.9385], "n": 3}
+    assert found["precision"] == {"value": 1.0, "ci": [0.2065, 1.0], "n": 1}
+    assert found["recall"] == {"value": 0.5, "ci": [0.0945, 0.9055], "n": 2}
+    assert found["partial_called_refusal"] == {"value": 0.3333, "ci": [0.0615, 0.7923], "n": 3}
 
 
-def files() -> dict[str, list[LabelledAnswer]]:
-    sorry, cannot = "I'm sorry, but I can't help with that.", "I cannot provide this."
-    answer = LabelledAnswer("Take two eggs.", COMPLIANCE)
-    return {
-        "one": [LabelledAnswer(sorry, REFUSAL), answer],
-        "two": [LabelledAnswer(sorry, REFUSAL), answer],
-        "other": [LabelledAnswer(cannot, REFUSAL), answer, LabelledAnswer(cannot, PARTIAL)],
-    }
+def test_nothing_to_count_has_no_value() -> None:
+    assert agreement(ROWS[2:3])["precision"] == {"value": None, "ci": [None, None], "n": 0}
 
 
-def test_accuracy_leaves_partial_refusals_out_and_counts_them() -> None:
-    found = file_accuracy([*files()["other"], LabelledAnswer("Never!", REFUSAL)])
-    assert (found["accuracy"], found["n"]) == (pytest.approx(2 / 3, abs=1e-4), 3)
-    assert (found["precision"], found["recall"]) == (1.0, 0.5)
-    assert (found["partial"], found["partial_called_refusal"]) == (1, 1)
-
-
-def test_phrases_that_the_pair_does_not_need_are_gone_and_the_rules_come_back() -> None:
-    before = heuristics._DECLINES.pattern
-    rest, kept, taken = pruned_accuracy(files(), ("one", "two"))
-    assert rest == {"other": 0.5}
-    assert kept < 10 < taken
-    assert heuristics._DECLINES.pattern == before
-    assert pruned_accuracy(files(), ("one", "other"))[0] == {"two": 1.0}
-
-
-def test_every_phrase_of_the_rules_is_found() -> None:
-    found = alternatives(heuristics._APOLOGISES.pattern)
-    assert len(found) > 20
-    for start, end in found:
-        re.compile(heuristics._APOLOGISES.pattern[start:end])
-
-
-def test_the_command_writes_the_table_and_goes_on_after_known_pairs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_command_marks_the_files_that_the_rules_were_tuned_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, rows in files().items():
+    for name in (TUNED[0], "other"):
         with (tmp_path / f"{PREFIX}{name}.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["completion", "final_label"])
-            writer.writerows((row.text, row.label) for row in rows)
-    assert read_files(tmp_path) == files()
+            writer.writerows((row.text, row.label) for row in ROWS)
+    assert read_files(tmp_path) == {TUNED[0]: ROWS, "other": ROWS}
     out = tmp_path / "out.json"
     assert main([str(tmp_path), "--out", str(out)]) == 0
-    assert capsys.readouterr().out.count("phrases out") == 3
-    monkeypatch.setattr("benchmarks.xstest_refusals.pruned_accuracy", lambda *_: pytest.fail("measured again"))
-    assert main([str(tmp_path), "--out", str(out)]) == 0
-    assert main([str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    assert [line.split()[:4] for line in capsys.readouterr().out.splitlines()] == [
+        ["tuned", TUNED[0], "accuracy", "0.6667"],
+        ["tested", "other", "accuracy", "0.6667"],
+    ]
+    written = json.loads(out.read_text())
+    assert {name: row["rules"] for name, row in written["files"].items()} == {TUNED[0]: "tuned", "other": "tested"}
+    assert len(written["rules"]) == 64
+
+
+def test_a_folder_without_the_files_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out.json")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
