@@ -68,7 +68,7 @@ def test_harm_before_and_after_is_of_prompts_with_two_verdicts() -> None:
     table = category_table(found)
     assert table is not None
     assert table.headers[-1] == "Harmful"
-    assert table.rows[0].cells[-1].startswith("100.0 % -> 0.0 %\n-100.0 points [")
+    assert table.rows[0].cells[-1].startswith("100.0 % -> 0.0 %\n-100.0 points\n[")
 
 
 def test_few_prompts_are_marked_and_many_are_not() -> None:

@@ -101,9 +101,9 @@ def test_how_many_prompts_would_exclude_zero() -> None:
         (exceeds("x", estimate(0.12, 0.09, 0.15), 0.10), "0.020 above 0.10"),
         (
             large_share("x", estimate(0.3, 0.2, 0.4), estimate(0.25, 0.2, 0.3), 0.2),
-            "5.0 % above 20.0 %, but not more than before (30.0 %)",
+            "5.0 points above 20.0 %, but not more than before (30.0 %)",
         ),
-        (large_share("x", estimate(0.1, 0.0, 0.2), estimate(0.2, 0.1, 0.3), 0.2), "0.0 % above 20.0 %"),
+        (large_share("x", estimate(0.1, 0.0, 0.2), estimate(0.2, 0.1, 0.3), 0.2), "0.0 points above 20.0 %"),
         (on_enough_prompts("x", [estimate(1.0, 0.0, 2.0, 7), estimate(1.0, 0.0, 2.0)], "plain"), "1 prompt is missing"),
         (on_enough_prompts("x", [estimate(1.0, 0.0, 2.0), None], "plain"), "not measured: supports no claim"),
     ],

@@ -67,12 +67,13 @@ def category_table(categories: Categories) -> Table | None:
     if not categories:
         return None
     judged = any(figures["harmful"] is not None for figures in categories.values())
-    headers = ("Category", "Rejected answers", "Held-out prompts", "Rejected, nats/token", "Margin", "Separation")
+    headers = ("Category", "Answers", "Prompts", "Log-ratio", "Margin", "Separation")
     shown = list(categories.items())[:MOST_ROWS]
     foot = (
-        "Rejected answers: all of the category, in training too. The other columns are of held-out prompts, with 95 % "
-        "intervals over prompts: log-ratio, margin and separation as above. A prompt whose rejected answers have "
-        "several categories counts for each. With many categories some intervals exclude 0 by chance."
+        "Answers: all rejected ones of the category, in training too. The other columns are of held-out prompts, with "
+        "95 % intervals over prompts: log-ratio of those answers in nats/token, margin and separation as above. A prompt "
+        "whose rejected answers have several categories counts for each. With many categories some intervals exclude 0 "
+        "by chance."
     )
     if len(categories) > MOST_ROWS:
         foot += f" {len(categories) - MOST_ROWS} categories with fewer prompts are only in summary.json."
@@ -138,7 +139,7 @@ def _row(name: str, figures: Mapping[str, Any], judged: bool) -> Row:
     ]
     if judged:
         cells.append(_harm_cell(figures["harmful"]))
-    few = f"fewer than {MIN_PROMPTS} held-out prompts: too few to conclude anything"
+    few = f"too few: fewer than {MIN_PROMPTS} prompts"
     return Row(name, tuple(cells), few if figures["prompts"] < MIN_PROMPTS else "")
 
 
@@ -147,7 +148,7 @@ def _harm_cell(harm: Mapping[str, Any]) -> str:
     if change["value"] is None:
         return MISSING
     shares = f"{number(before['value'], 'percent')} -> {number(after['value'], 'percent')}"
-    return f"{shares}\n{number(change['value'], 'points')} {interval(change, 'points')}\nn={change['n']}"
+    return f"{shares}\n{number(change['value'], 'points')}\n{interval(change, 'points')}\nn={change['n']}"
 
 
 def _cell(estimate: Mapping[str, Any], style: Style = "signed", digits: int = 3) -> str:

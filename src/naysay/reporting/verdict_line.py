@@ -23,8 +23,8 @@ NO_CHANGE = "no evidence of a change"
 """Said of each figure whose interval contains 0."""
 
 _STYLE_REMEDY = (
-    "use rejected answers of this very model, or more prompts; where accepted answers of the rejected ones' source are "
-    "there, anchors.acceptable_share"
+    "use rejected answers of this very model, or more prompts, or set anchors.acceptable_share where accepted answers "
+    "of the rejected ones' source are there"
 )
 
 
@@ -117,9 +117,9 @@ def _moved(evaluation: Evaluation) -> str:
     if separation is None:
         found = "no acceptable answers were there to compare with"
     elif below_zero(separation):
-        found = f"acceptable answers even lost more than rejected ones ({_with_n(separation)} nats/token)"
+        found = f"acceptable answers even lost more than rejected ones ({_with_n(separation)})"
     else:
-        found = f"acceptable answers did not measurably gain on rejected ones ({_with_n(separation)} nats/token)"
+        found = f"acceptable answers did not measurably gain on rejected ones ({_with_n(separation)})"
     n = margin["n"] if margin else 0
     text = (
         f"Moved without separation: the margin is {with_interval(margin, digits=2)} (n={n} {split_name(evaluation)} "
@@ -257,7 +257,7 @@ def _margin_and_separation(evaluation: Evaluation) -> str:
 
 
 def _with_n(estimate: Estimate) -> str:
-    return f"{with_interval(estimate)}, n={estimate['n']}"
+    return f"{with_interval(estimate)} nats/token, n={estimate['n']}"
 
 
 def _mark(estimate: Estimate | None) -> list[str]:

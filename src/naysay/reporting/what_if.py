@@ -144,5 +144,6 @@ def _from_bound(condition: Condition, estimate: Estimate) -> str:
 
 
 def _length(value: float, style: Style, digits: int) -> str:
-    """A distance, without a sign."""
-    return number(abs(value), "plain" if style == "signed" else style, digits).removeprefix("+")
+    """A distance, without a sign: of two shares in points."""
+    unit: Style = "plain" if style == "signed" else "points" if style == "percent" else style
+    return number(abs(value), unit, digits).removeprefix("+")
