@@ -71,9 +71,9 @@ def category_table(categories: Categories) -> Table | None:
     shown = list(categories.items())[:MOST_ROWS]
     foot = (
         "Answers: all rejected ones of the category, in training too. The other columns are of held-out prompts, with "
-        "95 % intervals over prompts: log-ratio of those answers in nats/token, margin and separation as above. A prompt "
-        "whose rejected answers have several categories counts for each. With many categories some intervals exclude 0 "
-        "by chance."
+        "95 % intervals over prompts: log-ratio of those answers in nats/token, margin and separation as above. A "
+        "prompt whose rejected answers have several categories counts for each. With many categories some intervals "
+        "exclude 0 by chance."
     )
     if len(categories) > MOST_ROWS:
         foot += f" {len(categories) - MOST_ROWS} categories with fewer prompts are only in summary.json."
