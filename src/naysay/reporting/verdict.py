@@ -54,7 +54,7 @@ def decide(evaluation: Evaluation, kl_bound: float, stop: Mapping[str, Any] | No
     large and separation is not above 0, the text says that style may be all that was learned, whatever the label is.
     """
     found: dict[Label, Rule] = {rule.label: rule for rule in rules(evaluation, kl_bound, stop)}
-    label = next(rule.label for rule in found.values() if rule.applies)
+    label: Label = next(rule.label for rule in found.values() if rule.applies)
     parts = [sentence(label, found, evaluation, kl_bound, stop)]
     refusing = found["over_refusal"].holding
     if refusing and label != "over_refusal":
