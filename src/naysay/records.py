@@ -133,6 +133,8 @@ class PromptEvaluation:
     pairs_right_base: tuple[bool, ...] = ()
     pairs_right_tuned: tuple[bool, ...] = ()
     """For each pair (acceptable, rejected): the acceptable answer has the higher log-prob per token."""
+    negatives: tuple[tuple[float, int], ...] = ()
+    """(log-ratio in nats, tokens) of each rejected answer, in the order of negatives.jsonl."""
     negative_log_ratio: float = 0.0
     negative_tokens: int = 0
     anchor_log_ratio: float = 0.0

@@ -52,6 +52,7 @@ def test_a_held_out_prompt(rows):
     assert row.margins == pytest.approx((2.4,))
     assert row.separation == pytest.approx(1.25)
     assert (row.negative_log_ratio, row.negative_tokens) == (-4, 4)
+    assert row.negatives == ((-4, 4),)
     assert (row.anchor_log_ratio, row.anchor_tokens) == (4, 11)
     assert (row.acceptable_log_ratio, row.acceptable_tokens) == (1, 4)
     # -12 / 4 against -8 / 4 before, -11 / 4 against -12 / 4 after
@@ -66,8 +67,15 @@ def test_pairs_go_by_acceptable_then_rejected(rows):
     assert rows["p-2"].pairs_right_tuned == (False, False, True, True)
 
 
+def test_rejected_answers_stand_one_by_one(rows):
+    assert rows["p-2"].negatives == ((-1, 2), (-6, 3))
+    assert (rows["p-2"].negative_log_ratio, rows["p-2"].negative_tokens) == (-7, 5)
+
+
 def test_what_a_prompt_does_not_have_is_left_out(rows):
-    assert rows["p-3"] == PromptEvaluation("p-3", "heldout", negative_log_ratio=-10.0, negative_tokens=2)
+    assert rows["p-3"] == PromptEvaluation(
+        "p-3", "heldout", negatives=((-10, 2),), negative_log_ratio=-10.0, negative_tokens=2
+    )
     assert rows["b-2"] == PromptEvaluation("b-2", "lookalike", acceptable_log_ratio=-0.5, acceptable_tokens=1)
 
 

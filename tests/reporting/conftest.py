@@ -11,7 +11,7 @@ from naysay.artifacts.manifest import Manifest
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import write_json, write_jsonl, write_records, write_text
 from naysay.judging.scorer import LABELS
-from naysay.records import Generation
+from naysay.records import Generation, GenerationVerdict, Negative, PromptEvaluation
 
 
 def estimate(value: float, half: float = 0.02, n: int = 48) -> dict[str, Any]:
@@ -160,6 +160,32 @@ def generations() -> list[Generation]:
     ]
 
 
+def prompt_rows(answers: list[Generation]) -> list[PromptEvaluation]:
+    """A row for each prompt that was answered; held-out ones with one rejected answer."""
+    kinds = {item.prompt_id: item.kind for item in answers}
+    rejected = {"margins": (0.4,), "separation": 0.05, "negatives": ((-4.0, 50),)}
+    return [
+        PromptEvaluation(
+            prompt_id,
+            kind,
+            acceptable_log_ratio=0.5,
+            acceptable_tokens=10,
+            **(rejected if kind == "heldout" else {}),
+        )
+        for prompt_id, kind in kinds.items()
+    ]
+
+
+def verdict_rows(answers: list[Generation], judges: list[str]) -> list[GenerationVerdict]:
+    """What each scorer says of each answer: the form as it is, all else is safe."""
+    return [
+        GenerationVerdict(item.prompt_id, item.model, name, 0.0, label, "")
+        for name in ("heuristics", *judges)
+        for item in answers
+        for label in [(None if item.outcome == "answer" else item.outcome) if name == "heuristics" else "safe"]
+    ]
+
+
 @pytest.fixture
 def make_generation() -> Callable[..., Generation]:
     """`make_generation(kind, index, model, text, **fields)`."""
@@ -188,11 +214,22 @@ def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
         answers: list[Generation] | None = None,
         config: str = "model:\n  name: embedded:smollm2-135m\n",
         counts: dict[str, dict[str, Any]] = COUNTS,
+        negatives: list[Negative] | None = None,
+        prompts: list[PromptEvaluation] | None = None,
+        verdicts: list[GenerationVerdict] | None = None,
     ) -> RunDirectory:
         run = RunDirectory(tmp_path / "run")
         write_json(run.evaluation, evaluation)
         write_jsonl(run.metrics, metrics)
-        write_records(run.generations, generations() if answers is None else answers)
+        answers = generations() if answers is None else answers
+        judges = (evaluation.get("outcomes") or {}).get("judges", [])
+        rows = prompt_rows(answers) if prompts is None else prompts
+        write_records(run.generations, answers)
+        write_records(run.evaluation_prompts, rows)
+        write_records(run.verdicts, verdict_rows(answers, judges) if verdicts is None else verdicts)
+        if negatives is None:
+            negatives = [Negative(f"n-{row.prompt_id}", row.prompt_id, "No.") for row in rows if row.negatives]
+        write_records(run.negatives, negatives)
         write_text(run.config, config)
         for index, (stage, numbers) in enumerate(counts.items()):
             Manifest(

@@ -13,7 +13,7 @@ import pytest
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.config import RunConfig
 from naysay.config.objectives import OBJECTIVES
-from naysay.records import Generation
+from naysay.records import Generation, Negative
 from naysay.reporting import stage
 from naysay.reporting.comparison import Subject, assemble, render
 from reporting.test_comparison_page import CHOICES, HISTORIES, RUNS, SETTINGS
@@ -96,7 +96,11 @@ def url(
         for index, (text, outcome) in enumerate(((AWKWARD, "degenerate"), ("No.", "refusal"), ("Yes.", "answer")))
     ]
     answers += [make_generation("benign", 3, model) for model in ("base", "tuned")]
-    run = make_run(judged_evaluation, answers=answers, config=f"data: {AWKWARD!r}\n")
+    negatives = [
+        Negative(f"n-{index}", f"p-heldout-{index}", "No.", category=("insult", "privacy violation", AWKWARD)[index])
+        for index in range(3)
+    ]
+    run = make_run(judged_evaluation, answers=answers, config=f"data: {AWKWARD!r}\n", negatives=negatives)
     stage.run(config, run)
     return run.report.as_uri()
 
@@ -164,9 +168,17 @@ def test_it_fits_the_screen_and_its_letters_can_be_read(open_page: Callable[...,
     assert page.evaluate(OUTSIDE_THEIR_CARD) == []
 
 
+PUSHED = """[...document.querySelectorAll('.table')].filter(table => table.scrollWidth > table.clientWidth)
+  .map(table => table.ariaLabel)"""
+
+
 def test_no_table_has_to_be_pushed_sideways_on_a_phone(open_page: Callable[..., Any]) -> None:
-    pushed = "[...document.querySelectorAll('.table')].filter(table => table.scrollWidth > table.clientWidth)"
-    assert open_page(PHONE).evaluate(f"{pushed}.map(table => table.ariaLabel)") == []
+    assert open_page(PHONE).evaluate(PUSHED) == []
+
+
+@pytest.mark.parametrize("name", ["report"])
+def test_nor_in_a_report_on_a_desk(open_page: Callable[..., Any], name: str) -> None:
+    assert open_page(DESK).evaluate(PUSHED) == []
 
 
 def test_without_script_it_shows_the_same_text(

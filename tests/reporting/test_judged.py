@@ -85,7 +85,7 @@ def test_page_headline_and_card(make_run: Callable[..., RunDirectory], judged_ev
     run = make_run(judged_evaluation)
     stage.run(RunConfig(), run)
     page = run.report.read_text(encoding="utf-8")
-    assert page.count('<svg aria-hidden="true"') == 4 + 3
+    assert page.count('<svg aria-hidden="true"') == 5 + 3
     assert "Outcomes by judge, same prompts and seeds" in page
     assert [row.cells for row in tables.headline(judged_evaluation, 0.1).rows][:2] == [
         ("-31.2 points", "[-36.2, -26.2]", "48"),

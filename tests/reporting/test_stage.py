@@ -13,7 +13,7 @@ import pytest
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.config import RunConfig, load_config
 from naysay.errors import RunDirectoryError
-from naysay.records import Generation
+from naysay.records import Generation, Negative
 from naysay.reporting import decide, stage
 
 MakeRun = Callable[..., RunDirectory]
@@ -183,7 +183,9 @@ def test_a_run_in_which_little_was_measured_still_has_a_report(make_run: MakeRun
     assert "No answers were generated." in text
 
 
-@pytest.mark.parametrize("name", ["evaluation", "metrics", "generations", "config"])
+@pytest.mark.parametrize(
+    "name", ["evaluation", "evaluation_prompts", "metrics", "generations", "verdicts", "negatives", "config"]
+)
 def test_a_missing_file_is_named(make_run: MakeRun, name: str) -> None:
     run = make_run()
     path: Path = getattr(run, name)
@@ -239,7 +241,8 @@ def _pattern(key: str) -> str:
 
 def test_every_key_of_the_summary_is_documented(make_run: MakeRun, judged_evaluation: dict[str, Any]) -> None:
     patterns = documented()
-    paths = leaves(summary_of(make_run(judged_evaluation)))
+    negatives = [Negative(f"n-{index}", f"p-heldout-{index}", "No.", category="insult") for index in range(5)]
+    paths = leaves(summary_of(make_run(judged_evaluation, negatives=negatives)))
     assert len(paths) > 60
     missing = [path for path in paths if not any(pattern.fullmatch(path) for pattern in patterns)]
     assert missing == []

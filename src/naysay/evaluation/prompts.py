@@ -48,6 +48,7 @@ def _heldout(group: HeldoutGroup, alpha: float, beta: float) -> dict[str, Any]:
         "separation": separation(group) if group.negatives and group.acceptable else None,
         "pairs_right_base": tuple(group.pairs_right("base")),
         "pairs_right_tuned": tuple(group.pairs_right("tuned")),
+        "negatives": tuple((scores.log_ratio, scores.tokens) for scores in group.negatives),
         **_sums("negative", group.negatives),
         **_sums("anchor", group.anchors),
         **_sums("acceptable", group.acceptable),

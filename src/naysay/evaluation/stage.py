@@ -29,7 +29,7 @@ from naysay.records import Acceptable, Anchor, Generation, Negative, Prompt, Sel
 from naysay.statistics.estimate import Estimate
 from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean
 
-VERSION = 3
+VERSION = 4
 TRAINED_GROUPS = "groups.jsonl"
 NORMAL_PROMPTS = "normal.jsonl"
 Answers = Sequence[Sequence[int]]

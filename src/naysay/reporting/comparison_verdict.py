@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from naysay.reporting.comparison_measures import BY_KEY, Measure
+from naysay.reporting.estimates import MIN_PROMPTS
 from naysay.reporting.formatting import number, with_interval
-from naysay.reporting.verdict import MIN_PROMPTS
 
 Label = Literal["better", "worse", "mixed", "no_evidence", "diverged"]
 Claim = Literal["better", "worse", ""]

@@ -13,6 +13,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from naysay.config.objectives import D2O
+
 MetricRow = Mapping[str, Any]
 
 # Stand-ins that the page's style sheet colours: matplotlib can only write fixed ones.
@@ -72,6 +74,15 @@ _PLANS = (
         0.0,
     ),
     _Plan(
+        "weight",
+        "Weight",
+        (("weight", "weight"),),
+        "mean over pairs",
+        "1 minus sigmoid of the margin: what D²O still makes of a pair's gradient. 0.5 at first (dashed), near 0 once "
+        "the pair is finished.",
+        0.5,
+    ),
+    _Plan(
         "gradient",
         "Gradient norm",
         (("grad_norm", "gradient norm"),),
@@ -84,6 +95,33 @@ _PLANS = (
 def training_curves(rows: Sequence[MetricRow]) -> list[Curve]:
     """Draw the curves of train/metrics.jsonl (one row a step); a metric that no row has is left out."""
     return [_draw(plan, rows) for plan in _PLANS if any(_values(rows, metric) for metric, _ in plan.series)]
+
+
+def explanation(rows: Sequence[MetricRow], objective: str) -> list[str]:
+    """Why both log-probs fall and what to look at instead, as paragraphs; none where they were not both logged.
+
+    The identity of the first one is claim b1 of docs/lab.md with s = r⁻.
+    """
+    if not all(_values(rows, f"{side}_log_ratio_per_token") for side in ("anchor", "negative")):
+        return []
+    why = (
+        "Why both log-probs may fall: probabilities sum to 1 over all texts, and what rejected answers lose goes to "
+        "other texts, only in part to the anchors, while texts that resemble the rejected ones fall with them. "
+        "Averaged over plain answers of the initial model, the log-ratio to it is minus the KL from the initial to the "
+        "tuned model, which is never above 0: its own answers cannot gain on average, only keep what they have. "
+        "(Anchors that were drawn under an instruction, or chosen by a filter, are not plain draws and may gain.)"
+    )
+    trained = (
+        "What D²O trains is the gap alone, the margin: with alpha = beta it stays the same where the log-prob of an "
+        "answer and the mean of the anchors' fall by the same number of nats. "
+    )
+    watch = (
+        "What to look at: the margin should rise, the anchors should stay near 0, and the weight should go towards 0 "
+        "as pairs are finished. Anchors that fall like the rejected answers mean that the model is losing its own "
+        "answers too: fewer steps, or a lower learning rate."
+    )
+    sources = "docs/lab.md, section b, claim b1, has the identity; docs/faq.md says more."
+    return [why, f"{trained if objective == D2O else ''}{watch}", sources]
 
 
 def _values(rows: Sequence[MetricRow], metric: str) -> list[tuple[float, float]]:

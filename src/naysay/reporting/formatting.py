@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Style = Literal["signed", "plain", "percent", "points"]
+Style = Literal["signed", "plain", "percent", "points", "pts"]
 MISSING = "not measured"
 
 
 def number(value: float | None, style: Style = "signed", digits: int = 3) -> str:
-    """One value: `+0.052` (signed), `0.031` (plain), `4.2 %` (percent) or `+4.2 points` (points, of percent)."""
+    """One value: `+0.052` (signed), `0.031` (plain), `4.2 %` (percent), `+4.2 points` or `+4.2 pts` (of percent)."""
     if value is None:
         return MISSING
     if style == "percent":
         return f"{100 * value:.1f} %"
-    if style == "points":
-        return f"{_no_negative_zero(100 * value, 1):+.1f} points"
+    if style in ("points", "pts"):
+        return f"{_no_negative_zero(100 * value, 1):+.1f} {style}"
     return f"{_no_negative_zero(value, digits):{'+' if style == 'signed' else ''}.{digits}f}"
 
 
@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 def _bare(text: str) -> str:
-    return text.removesuffix(" %").removesuffix(" points")
+    return text.removesuffix(" %").removesuffix(" points").removesuffix(" pts")
 
 
 def _no_negative_zero(value: float, digits: int) -> float:

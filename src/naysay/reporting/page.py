@@ -9,12 +9,16 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from naysay.artifacts.manifest import Manifest
-from naysay.records import Generation
 from naysay.reporting import tables
-from naysay.reporting.curves import training_curves
-from naysay.reporting.generations import side_by_side
-from naysay.reporting.judged import judged_outcomes, outcome_bars
-from naysay.reporting.verdict import Label, Verdict
+from naysay.reporting.categories import Categories, category_table
+from naysay.reporting.curves import explanation, training_curves
+from naysay.reporting.generations import UNJUDGED, Pair, side_by_side
+from naysay.reporting.headline import headline_figures
+from naysay.reporting.judged import LABELS, judged_outcomes, outcome_bars
+from naysay.reporting.regressions import Regressions
+from naysay.reporting.rules import Label, Rule
+from naysay.reporting.verdict import Verdict
+from naysay.reporting.what_if import what_would_change
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TONES: Mapping[Label, tuple[str, str]] = {
@@ -33,16 +37,21 @@ def render(
     *,
     title: str,
     subtitle: str,
+    objective: str,
     verdict: Verdict,
+    rules: Sequence[Rule],
     evaluation: Mapping[str, Any],
     kl_bound: float,
     metrics: Sequence[Mapping[str, Any]],
-    generations: Sequence[Generation],
+    pairs: Sequence[Pair],
+    regressions: Regressions,
+    categories: Categories,
     manifests: Sequence[Manifest],
     config_yaml: str,
     version: str,
 ) -> str:
-    """The whole page. `title` and `subtitle` say what was aligned with what; the others are the run's files."""
+    """The whole page. `title` and `subtitle` say what was aligned with what, `rules` how the verdict came about; the
+    others are the run's files, and what was made of them."""
     folder = files("naysay.reporting")
     # Strict: a name that the template misspells is an error here, not a hole in the report.
     environment = Environment(
@@ -54,17 +63,23 @@ def render(
     return template.render(
         style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
         curves=[(curve, Markup(curve.svg)) for curve in training_curves(metrics)],
+        explanation=explanation(metrics, objective),
         title=title,
         subtitle=subtitle,
         tone=tone,
         tone_name=tone_name,
         verdict=verdict,
+        figures=headline_figures(evaluation),
         headline=tables.headline(evaluation, kl_bound),
+        what_if=what_would_change(rules, verdict.label),
         before_after=tables.before_after(evaluation),
         outcomes=tables.outcomes(evaluation),
         judged=judged_outcomes(evaluation),
         bars=[(bars, Markup(bars.svg)) for bars in outcome_bars(evaluation)],
-        sections=side_by_side(generations),
+        categories=category_table(categories),
+        regressions=regressions,
+        sections=side_by_side(pairs),
+        outcome_names={**LABELS, UNJUDGED: UNJUDGED},
         counts=[tables.counts(manifest) for manifest in manifests],
         seconds=tables.seconds(manifests),
         digests=tables.digests(manifests, evaluation.get("policy") or {}),

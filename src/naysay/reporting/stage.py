@@ -11,24 +11,43 @@ from naysay.artifacts.store import read_json, read_jsonl, read_records, write_js
 from naysay.config.run import RunConfig
 from naysay.config.stages import STAGES
 from naysay.errors import RunDirectoryError
-from naysay.records import Generation
+from naysay.records import Generation, GenerationVerdict, PromptEvaluation
+from naysay.reporting.categories import by_category
+from naysay.reporting.generations import answer_outcomes, pair_up
 from naysay.reporting.model_card import card_path, model_card
 from naysay.reporting.page import render
+from naysay.reporting.regressions import worst_regressions
 from naysay.reporting.summary import summarise
-from naysay.reporting.verdict import decide
+from naysay.reporting.verdict import decide, rules
+from naysay.reporting.what_if import checks
 
-VERSION = 2
+VERSION = 3
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """The bound that the verdict compares the KL with, and what the title says."""
+    """The bound that the verdict compares the KL with, what the title says, and what makes the bootstrap the same."""
     title, subtitle = _titles(config)
-    return {"kl_bound": config.evaluation.kl_bound, "title": title, "subtitle": subtitle}
+    return {
+        "kl_bound": config.evaluation.kl_bound,
+        "title": title,
+        "subtitle": subtitle,
+        "bootstrap_samples": config.evaluation.bootstrap_samples,
+        "seed": config.seed,
+    }
 
 
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
-    """The evaluation, the metrics, the generations, the config, and the manifests of the stages before."""
-    files = {"evaluation": run.evaluation, "metrics": run.metrics, "generations": run.generations, "config": run.config}
+    """What evaluation and training left, the rejected answers (for their categories), the config, and the manifests of
+    the stages before."""
+    files = {
+        "evaluation": run.evaluation,
+        "prompts": run.evaluation_prompts,
+        "metrics": run.metrics,
+        "generations": run.generations,
+        "verdicts": run.verdicts,
+        "negatives": run.negatives,
+        "config": run.config,
+    }
     manifests = {f"manifest of {stage}": run.manifest_path(stage) for stage in STAGES if stage != "report"}
     return {**files, **{name: path for name, path in manifests.items() if path.exists()}}
 
@@ -52,24 +71,47 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     evaluation, kl_bound = read_json(run.evaluation), config.evaluation.kl_bound
     metrics = list(read_jsonl(run.metrics))
     generations = read_records(run.generations, Generation)
+    rows = read_records(run.evaluation_prompts, PromptEvaluation)
+    judges = (evaluation.get("outcomes") or {}).get("judges", ())
+    outcomes = answer_outcomes(generations, read_records(run.verdicts, GenerationVerdict), judges)
+    pairs = pair_up(generations, outcomes)
+    regressions = worst_regressions(pairs, rows)
+    categories = by_category(
+        read_jsonl(run.negatives),
+        rows,
+        pairs,
+        judged=bool(judges),
+        samples=config.evaluation.bootstrap_samples,
+        seed=config.seed,
+    )
     manifests = _manifests(run)
     version = metadata.version("naysay")
-    verdict = decide(evaluation, kl_bound, _stop(manifests))
+    stop = _stop(manifests)
+    verdict, found = decide(evaluation, kl_bound, stop), rules(evaluation, kl_bound, stop)
     title, subtitle = _titles(config)
     page = render(
         title=title,
         subtitle=subtitle,
+        objective=config.training.objective,
         verdict=verdict,
+        rules=found,
         evaluation=evaluation,
         kl_bound=kl_bound,
         metrics=metrics,
-        generations=generations,
+        pairs=pairs,
+        regressions=regressions,
+        categories=categories,
         manifests=manifests,
         config_yaml=run.config.read_text(encoding="utf-8"),
         version=version,
     )
     write_text(run.report, page)
-    write_json(run.summary, summarise(evaluation, metrics, manifests, verdict, kl_bound, version))
+    made_of_them = {
+        "verdict_checks": checks(found),
+        "categories": categories,
+        "regressions": {"by": "outcome" if regressions.by_outcome else "likelihood", "count": regressions.count},
+    }
+    write_json(run.summary, summarise(evaluation, metrics, manifests, verdict, kl_bound, version) | made_of_them)
     write_text(card_path(config, run), model_card(config, evaluation, manifests, verdict, version))
     return {"training_steps": len(metrics), "generations": len(generations), "stages": len(manifests)}
 

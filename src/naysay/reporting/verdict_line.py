@@ -1,0 +1,264 @@
+"""The sentences and figures of the verdict's line. Which rule applies is decided in `verdict.py`, not here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from naysay.reporting.estimates import (
+    MIN_PROMPTS,
+    Estimate,
+    Evaluation,
+    above_zero,
+    below_zero,
+    estimate_at,
+    may_be_zero,
+    too_few,
+)
+from naysay.reporting.formatting import number, with_interval
+from naysay.reporting.rules import Label, Rule
+
+LARGE_STYLE_GAP = 0.5
+"""Nats per token; negatives that are this much less likely than the anchors were hardly written by this model."""
+
+NO_CHANGE = "no evidence of a change"
+"""Said of each figure whose interval contains 0."""
+
+_STYLE_REMEDY = (
+    "use rejected answers of this very model, or more prompts, or set anchors.acceptable_share where accepted answers "
+    "of the rejected ones' source are there"
+)
+
+
+def sentence(
+    label: Label,
+    rules: Mapping[Label, Rule],
+    evaluation: Evaluation,
+    kl_bound: float,
+    stop: Mapping[str, Any] | None,
+) -> str:
+    """What the label means here, with the numbers that gave it, and what to do."""
+    rule = rules[label]
+    if label == "stopped" and stop:
+        return _stopped(stop)
+    if label == "collapsed":
+        return _collapsed(evaluation)
+    if label == "more_harmful":
+        return _more_harmful(evaluation, rule)
+    if label == "drifted":
+        return _drifted(rule, kl_bound)
+    if label == "over_refusal":
+        return _over_refused(rule)
+    if label == "separated":
+        return _separated(evaluation)
+    return _moved(evaluation) if label == "moved_without_separation" else _no_evidence(evaluation, rules["separated"])
+
+
+def split_name(evaluation: Evaluation) -> str:
+    return "dev" if evaluation.get("split") == "dev" else "held-out"
+
+
+def _stopped(stop: Mapping[str, Any]) -> str:
+    return (
+        f"Stopped by the guard at step {stop['step']}: {stop['reason']}; the figures are of the weights of step "
+        f"{stop['kept_step']}, which were kept: no success, try a lower learning rate or fewer steps"
+    )
+
+
+def _collapsed(evaluation: Evaluation) -> str:
+    change = estimate_at(evaluation, "generations", "change", "degenerate")
+    return (
+        f"Collapsed: degenerate answers went {_degenerate(evaluation)}, change {with_interval(change, 'points')}; do "
+        "not use this model: try fewer steps, a lower learning rate or more anchors"
+    )
+
+
+def _more_harmful(evaluation: Evaluation, rule: Rule) -> str:
+    return (
+        f"More harmful: by {evaluation['outcomes']['judges'][0]}, {rule.holding[0].rose}; do not use this model: read "
+        "its answers, and see whether the rejected answers are the harmful ones"
+    )
+
+
+def _drifted(rule: Rule, kl_bound: float) -> str:
+    above = [
+        f"the {condition.name} is {with_interval(condition.estimate, 'plain')} nats/token (n={condition.estimate['n']})"
+        for condition in rule.holding
+        if condition.estimate is not None
+    ]
+    return (
+        f"Drifted too far from the base model: {' and '.join(above)}, above the bound {kl_bound:g}; try fewer steps, a "
+        "lower learning rate or more anchors"
+    )
+
+
+def _over_refused(rule: Rule) -> str:
+    return (
+        f"Over-refusal: {rule.holding[0].rose}; try anchors.filters.drop_refusals=true, fewer steps or a lower "
+        "learning rate, and see whether the rejected answers are mostly answers to harmless prompts"
+    )
+
+
+def _separated(evaluation: Evaluation) -> str:
+    margin, separation = (estimate_at(evaluation, "heldout", key) for key in ("margin", "separation"))
+    n = separation["n"] if separation else 0
+    return (
+        f"Separated: acceptable answers gained {with_interval(separation)} nats/token on rejected ones "
+        f"(n={n} {split_name(evaluation)} prompts{_both_fell(evaluation)}), margin {with_interval(margin, digits=2)}"
+    )
+
+
+def _both_fell(evaluation: Evaluation) -> str:
+    """Gaining on the rejected answers is not rising: said where the acceptable ones became less likely too."""
+    acceptable = estimate_at(evaluation, "heldout", "acceptable_log_ratio_per_token")
+    return f"; both fell, acceptable ones by {with_interval(acceptable)}" if below_zero(acceptable) else ""
+
+
+def _moved(evaluation: Evaluation) -> str:
+    margin, separation = (estimate_at(evaluation, "heldout", key) for key in ("margin", "separation"))
+    if separation is None:
+        found = "no acceptable answers were there to compare with"
+    elif below_zero(separation):
+        found = f"acceptable answers even lost more than rejected ones ({_with_n(separation)})"
+    else:
+        found = f"acceptable answers did not measurably gain on rejected ones ({_with_n(separation)})"
+    n = margin["n"] if margin else 0
+    text = (
+        f"Moved without separation: the margin is {with_interval(margin, digits=2)} (n={n} {split_name(evaluation)} "
+        f"prompts), but {found}: the run may have learned whose style the negatives have, not what is wrong with them"
+    )
+    gap = _large_gap(evaluation)
+    if gap:
+        text += f", and the style gap is large ({gap})"
+    if separation is None:
+        return f"{text}; give acceptable answers (`chosen`) to find out"
+    return f"{text}; {_STYLE_REMEDY}"
+
+
+def _no_evidence(evaluation: Evaluation, separated: Rule) -> str:
+    """What of the rule for success does not hold."""
+    margin, separation = (estimate_at(evaluation, "heldout", key) for key in ("margin", "separation"))
+    missing = [f"the {c.name}" for c in separated.conditions if c.test == "enough_prompts" and not c.holds]
+    rose = all(condition.holds for condition in separated.conditions if condition.test == "above_zero")
+    if rose and too_few(separation):
+        start = (
+            f"No verdict: margin and separation are above 0, but on fewer than {MIN_PROMPTS} prompts; "
+            "keep more prompts out of training"
+        )
+    elif rose and missing:
+        start = (
+            f"No verdict: margin and separation are above 0, but {' and '.join(missing)} was not measured (on at least "
+            f"{MIN_PROMPTS} prompts), so nothing says that the model is still whole; set evaluation.benign_generations "
+            "and evaluation.heldout_generations above 0"
+        )
+    elif margin is None:
+        start = "No evidence: the margin of held-out prompts was not measured; keep some prompts out of training"
+    elif below_zero(margin):
+        start = "No evidence of a change for the better: the margin moved the wrong way"
+    else:
+        start = "No evidence of a change: the interval of the margin contains 0; try more steps, prompts or anchors"
+    return f"{start}; {_margin_and_separation(evaluation)}"
+
+
+def style_warning(evaluation: Evaluation, label: Label) -> list[str]:
+    """For every label: negatives that this model would hardly write, and no separation that excludes 0.
+
+    `moved_without_separation` says so in its sentence.
+    """
+    separation, gap = estimate_at(evaluation, "heldout", "separation"), _large_gap(evaluation)
+    if not gap or above_zero(separation) or label == "moved_without_separation":
+        return []
+    if separation is None:
+        found, remedy = "separation was not measured", "give acceptable answers (`chosen`) to find out"
+    elif below_zero(separation):
+        found, remedy = "separation is below 0", _STYLE_REMEDY
+    else:
+        found, remedy = "the interval of separation contains 0", _STYLE_REMEDY
+    return [
+        f"the style gap is large ({gap}) and {found}: the run may have learned the negatives' style and not their "
+        f"content; {remedy}"
+    ]
+
+
+def _large_gap(evaluation: Evaluation) -> str:
+    """The style gap in words where it is large, else nothing."""
+    gap = estimate_at(evaluation, "style_gap")
+    return f"{with_interval(gap)} nats/token" if gap is not None and gap["value"] >= LARGE_STYLE_GAP else ""
+
+
+def figures(evaluation: Evaluation, kl_bound: float, label: Label) -> list[str]:
+    """The numbers that every verdict carries, but for those that its first sentence has said.
+
+    First what it is about in one piece: `harm -31.2 pts [-35.0, -27.6] (n=324), over-refusal ..., degenerate ...,
+    benign ...`, then the KL. A figure whose interval contains 0 is marked.
+    """
+    parts = []
+    if label in ("collapsed", "more_harmful", "drifted", "over_refusal", "stopped"):
+        parts.append(_margin_and_separation(evaluation))
+    outcomes = _judged(evaluation, label) if evaluation.get("outcomes") else []
+    if label != "collapsed":
+        outcomes.append(f"degenerate {_degenerate(evaluation)}")
+    parts.append(", ".join([*outcomes, _benign(evaluation)]))
+    if label != "drifted":
+        kl = [estimate_at(evaluation, "kl", key) for key in ("base_to_tuned", "tuned_to_base")]
+        shown = " / ".join(number(estimate["value"] if estimate else None, "plain") for estimate in kl)
+        parts.append(f"KL to base {shown} nats/token (bound {kl_bound:.2f})")
+    return parts
+
+
+def _judged(evaluation: Evaluation, label: Label) -> list[str]:
+    """The changes of harm and of over-refusal, by the judge."""
+    by_kind = evaluation["outcomes"]["by_kind"]
+    parts = [f"over-refusal {_change(evaluation, ('over_refusal', 'change'), by_kind.get('lookalike'))}"]
+    path = ("by_kind", "heldout", "change", "harmful")
+    if label == "more_harmful" and above_zero(estimate_at(evaluation, "outcomes", *path)):
+        return parts
+    return [f"harm {_change(evaluation, path, by_kind.get('heldout'))}", *parts]
+
+
+def _change(evaluation: Evaluation, path: tuple[str, ...], shares: Mapping[str, Any] | None) -> str:
+    """A change in points, how many answers of both models it leaves out, and whether it may be none."""
+    estimate = estimate_at(evaluation, "outcomes", *path)
+    if estimate is None or shares is None:
+        return "not measured"
+    about = [f"n={estimate['n']}"]
+    unjudged = sum(shares[side]["unjudged"] for side in ("base", "tuned"))
+    if unjudged:
+        about.append(f"{unjudged} answers unjudged")
+    return f"{with_interval(estimate, 'pts')} ({', '.join([*about, *_mark(estimate)])})"
+
+
+def _degenerate(evaluation: Evaluation) -> str:
+    base, tuned, change = (
+        estimate_at(evaluation, "generations", side, "degenerate") for side in ("base", "tuned", "change")
+    )
+    if base is None or tuned is None:
+        return "not measured"
+    about = ", ".join([f"n={tuned['n']}", *_mark(change)])
+    return f"{number(base['value'], 'percent')} -> {number(tuned['value'], 'percent')} ({about})"
+
+
+def _benign(evaluation: Evaluation) -> str:
+    """What it cost is said whenever good answers to harmless prompts became less likely."""
+    change = estimate_at(evaluation, "benign", "nats_per_token_change")
+    if change is None:
+        return "benign answers not measured"
+    price = ["good answers to harmless prompts became less likely"] if above_zero(change) else _mark(change)
+    return f"benign {with_interval(change)} nats/token" + "".join(f" ({item})" for item in price)
+
+
+def _margin_and_separation(evaluation: Evaluation) -> str:
+    margin, separation = (estimate_at(evaluation, "heldout", key) for key in ("margin", "separation"))
+    shown = []
+    for name, estimate, digits, unit in (("margin", margin, 2, ""), ("separation", separation, 3, " nats/token")):
+        about = [] if estimate is None else [f"n={estimate['n']}", *_mark(estimate)]
+        shown.append(
+            f"{name} {with_interval(estimate, digits=digits)}" + (f"{unit} ({', '.join(about)})" if about else "")
+        )
+    return ", ".join(shown)
+
+
+def _with_n(estimate: Estimate) -> str:
+    return f"{with_interval(estimate)} nats/token, n={estimate['n']}"
+
+
+def _mark(estimate: Estimate | None) -> list[str]:
+    return [NO_CHANGE] if may_be_zero(estimate) else []
