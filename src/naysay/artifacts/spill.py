@@ -35,8 +35,12 @@ class SpillWriter:
         self._write(part, len(data).to_bytes(_LENGTH_BYTES, "little") + data)
 
     def append_array(self, part: int, values: np.ndarray) -> None:
-        """Raw numbers; a part holds either these or lists."""
+        """Raw numbers; a part holds either these, lists or bytes."""
         self._write(part, values.tobytes())
+
+    def append_bytes(self, part: int, data: bytes) -> None:
+        """Bytes as they are."""
+        self._write(part, data)
 
     def close(self) -> None:
         while self._files:
@@ -60,6 +64,15 @@ def take_spill(folder: Path, name: str, part: int) -> Iterator[Any]:
             end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
             yield marshal.loads(data[_LENGTH_BYTES:end])
             data = data[end:]
+
+
+def take_bytes(folder: Path, name: str, part: int) -> bytes:
+    """The bytes of a part, writer by writer; the files go with the reading."""
+    found: list[bytes] = []
+    for path in _files(folder, name, part):
+        found.append(path.read_bytes())
+        path.unlink()
+    return b"".join(found)
 
 
 def read_arrays(folder: Path, name: str, part: int, dtype: Any) -> np.ndarray:

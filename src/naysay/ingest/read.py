@@ -92,16 +92,8 @@ def read_prompts(
             _spread(source, tally, second, watch, folder=folder, name=name, bits=bits)
             for source, name, tally in zip(sources, (DATA, BENIGN), tallies, strict=True)
         )
-    limits = config.data.limit
-    task = Task(
-        folder,
-        (sources[0].label, sources[1].label),
-        (usual_about(data), usual_about(benign)),
-        config.seed,
-        config.data.near_duplicate_threshold,
-        limits.answers_per_prompt,
-        any(limit is not None for limit in (limits.train, limits.dev, limits.heldout, limits.benign)),
-    )
+    labels, abouts = (sources[0].label, sources[1].label), (usual_about(data), usual_about(benign))
+    task = Task(folder, labels, abouts, config.seed, config.data)
     # A token counter is somebody else's code, which may well leave cycles.
     with _without_collection() if lengths is None else nullcontext():
         buckets = _gather(task, 1 << bits, lengths, second)

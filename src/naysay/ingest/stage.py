@@ -20,7 +20,18 @@ from naysay.ingest.near_duplicates import NearDuplicates
 from naysay.ingest.read import Prompts, read_prompts, second_process
 from naysay.ingest.readers import RowReader
 from naysay.ingest.second_process import SecondProcess
-from naysay.ingest.split import BENIGN, DEV, HELDOUT, LEFT_OUT, SPLITS, TRAIN, group_draws, limit_prompts, split_prompts
+from naysay.ingest.split import (
+    BENIGN,
+    DEV,
+    HELDOUT,
+    LEFT_OUT,
+    SPLITS,
+    TRAIN,
+    group_draws,
+    likely_split,
+    limit_prompts,
+    split_prompts,
+)
 from naysay.ingest.write import write_records
 from naysay.modeling.chat import template_file
 from naysay.records import Split
@@ -112,11 +123,12 @@ def _write(
     folder: Path,
     second: SecondProcess | None,
 ) -> dict[str, Any]:
-    buckets = np.split(kept, prompts.bucket_ends)
-    wait = second.start(write_records, run.negatives, folder, NEGATIVES, buckets) if second else None
-    write_records(run.prompts, folder, PROMPTS, buckets)
-    acceptable = write_records(run.acceptable, folder, ACCEPTABLE, buckets)
-    negatives = wait() if wait else write_records(run.negatives, folder, NEGATIVES, buckets)
+    likely = likely_split(prompts.negatives > 0, prompts.asked, prompts.split_draw, config.data)
+    splits = [np.split(codes, prompts.bucket_ends) for codes in (likely, kept)]
+    wait = second.start(write_records, run.negatives, folder, NEGATIVES, *splits) if second else None
+    write_records(run.prompts, folder, PROMPTS, *splits)
+    acceptable = write_records(run.acceptable, folder, ACCEPTABLE, *splits)
+    negatives = wait() if wait else write_records(run.negatives, folder, NEGATIVES, *splits)
     written = {"negatives": negatives, "acceptable": acceptable}
     number = np.bincount(kept, minlength=LEFT_OUT + 1).tolist()
     by_split: dict[Split, int] = {name: number[code] for code, name in enumerate(SPLITS)}

@@ -1,27 +1,30 @@
 """The records of all buckets -> a file of the run, split by split and each in the order of the prompts' ids."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from naysay.artifacts.digests import CHUNK_BYTES
-from naysay.artifacts.spill import take_spill
+from naysay.artifacts.spill import read_arrays, take_bytes
 from naysay.artifacts.store import write_atomic
-from naysay.ingest.gather import PROMPTS
+from naysay.ingest.gather import LENGTHS, PROMPTS
 from naysay.ingest.split import SPLITS
-from naysay.records import Split
+
+_BEFORE_SPLIT = b'"split":"'
 
 
-def write_records(path: Path, folder: Path, name: str, buckets: Sequence[np.ndarray]) -> int:
+def write_records(
+    path: Path, folder: Path, name: str, likely: Sequence[np.ndarray], buckets: Sequence[np.ndarray]
+) -> int:
     """Write one kind of records of the prompts that stay.
 
     Args:
         path: where to.
         folder, name: the buckets that `gather` left; they are gone afterwards.
+        likely: of each bucket, the codes of its prompts' splits by which `gather` ordered the records.
         buckets: of each bucket, the codes of its prompts' splits.
 
     Returns:
@@ -35,16 +38,13 @@ def write_records(path: Path, folder: Path, name: str, buckets: Sequence[np.ndar
         paths = [temporary, *(folder / f"{name}-{split}" for split in SPLITS[1:])]
         with ExitStack() as stack:
             whole, *others = files = [stack.enter_context(item.open("w+b", buffering=0)) for item in paths]
-            for number, codes in enumerate(buckets):
-                for columns in take_spill(folder, name, number):
-                    for code, split in enumerate(SPLITS):
-                        chosen = (codes == code).tolist()
-                        records = [compress(column, chosen) for column in columns]
-                        data = b"".join(
-                            _whole_prompts(records[0], records[1], split) if name == PROMPTS else records[0]
-                        )
-                        count += data.count(b"\n")
-                        files[code].write(data)
+            for number, (order, codes) in enumerate(zip(likely, buckets, strict=True)):
+                data = take_bytes(folder, name, number)
+                lengths = read_arrays(folder, name + LENGTHS, number, np.uint32)
+                for code, file in enumerate(files):
+                    records = b"".join(_records(data, lengths, order, codes, code, named=name == PROMPTS))
+                    count += records.count(b"\n")
+                    file.write(records)
             for other in others:
                 other.seek(0)
                 shutil.copyfileobj(other, whole, CHUNK_BYTES)
@@ -53,6 +53,30 @@ def write_records(path: Path, folder: Path, name: str, buckets: Sequence[np.ndar
     return count
 
 
-def _whole_prompts(heads: Iterable[bytes], kinds: Iterable[bytes], split: Split) -> Iterable[bytes]:
-    middle, default = b'%b","kind":' % split.encode(), b'"benign"' if split == "benign" else b'""'
-    return [head + middle + (kind or default) + b"}\n" for head, kind in zip(heads, kinds, strict=True)]
+def _records(
+    data: bytes, lengths: np.ndarray, order: np.ndarray, codes: np.ndarray, code: int, *, named: bool
+) -> Iterator[bytes | memoryview]:
+    """The records of the prompts in the split `code`, by id: long stretches of `data` where each prompt is in the split
+    that was likely. `named`: the records name their split."""
+    chosen = np.flatnonzero(codes == code)
+    if not len(chosen):
+        return
+    places = np.argsort(order, kind="stable")
+    ends = np.empty(len(order), np.int64)
+    ends[places] = np.cumsum(lengths[places])
+    starts, moved = ends - lengths, (order != code) & named
+    begin = np.ones(len(chosen), dtype=bool)
+    begin[1:] = (starts[chosen[1:]] != ends[chosen[:-1]]) | moved[chosen[1:]] | moved[chosen[:-1]]
+    first = np.flatnonzero(begin)
+    last = np.append(first[1:], len(chosen)) - 1
+    view = memoryview(data)
+    stretches = zip(
+        starts[chosen[first]].tolist(), ends[chosen[last]].tolist(), moved[chosen[first]].tolist(), strict=True
+    )
+    for start, end, renamed in stretches:
+        if renamed:
+            # Quotes within a text are escaped, so this can be the field only.
+            before, after = data[start:end].rsplit(_BEFORE_SPLIT, 1)
+            yield before + _BEFORE_SPLIT + SPLITS[code].encode() + after[after.index(b'"') :]
+        else:
+            yield view[start:end]
