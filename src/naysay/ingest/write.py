@@ -9,8 +9,10 @@ import numpy as np
 
 from naysay.artifacts.digests import CHUNK_BYTES
 from naysay.artifacts.spill import read_arrays, take_bytes
-from naysay.artifacts.store import write_atomic
+from naysay.artifacts.store import write_atomic, write_jsonl
+from naysay.ingest.doubts import Doubts
 from naysay.ingest.gather import LENGTHS, PROMPTS
+from naysay.ingest.readers import RowReader
 from naysay.ingest.split import SPLITS
 
 _BEFORE_SPLIT = b'"split":"'
@@ -51,6 +53,18 @@ def write_records(
 
     write_atomic(path, write)
     return count
+
+
+def write_quarantine(path: Path, files: Sequence[tuple[Path, Doubts]]) -> None:
+    """Write what is wrong with the rows of each file, by line, with the rows themselves."""
+    write_jsonl(
+        path,
+        (
+            entry
+            for file, doubts in files
+            for entry in doubts.entries(str(file), RowReader(file).select(doubts.lines()))
+        ),
+    )
 
 
 def _records(
