@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from orjson import dumps
 
-from naysay.artifacts.spill import SpillWriter, take_spill
+from naysay.artifacts.spill import PackWriter, Piece, take_spill
 from naysay.config.data import DataConfig
 from naysay.ingest.merge import SPLIT_CODES, LengthCheck, Merge, MergedPrompt, Tally
 from naysay.ingest.near_duplicates import PrefixWriter, token_weights
@@ -70,6 +70,8 @@ class Bucket:
     repeated: int
     repeated_answers: int
     """Prompts of the benign file that the data file has too, and their answers: left out."""
+    pieces: dict[str, Piece]
+    """Where what was laid aside is, by the name of its pack."""
 
 
 def gather(
@@ -92,7 +94,8 @@ def gather(
     Returns:
         what to keep of each bucket, and the weights.
     """
-    out = {name: SpillWriter(task.folder, name) for name in (*_RECORDS, *(name + LENGTHS for name in _RECORDS), ABOUT)}
+    names = (*_RECORDS, *(name + LENGTHS for name in _RECORDS), ABOUT)
+    out = {name: PackWriter(task.folder, name, writer) for name in names}
     index: PrefixWriter | None = None
     found = []
     for number in buckets:
@@ -102,13 +105,13 @@ def gather(
         index = index or PrefixWriter(task.folder, task.data.near_duplicate_threshold, weights, writer)
         index.add(number, tokens, sizes)
         found.append(bucket)
-    for spill in (*out.values(), *([index] if index else [])):
-        spill.close()
+    for file in (*out.values(), *([index] if index else [])):
+        file.close()
     return found, np.empty(0, np.uint8) if weights is None else weights
 
 
 def _gather_one(
-    task: Task, number: int, lengths: LengthCheck | None, out: Mapping[str, SpillWriter]
+    task: Task, number: int, lengths: LengthCheck | None, out: Mapping[str, PackWriter]
 ) -> tuple[Bucket, np.ndarray, np.ndarray]:
     tallies = Tally(), Tally()
     data, benign = (_columns(task, number, source, lengths, tallies[source]) for source in (0, 1))
@@ -124,28 +127,29 @@ def _gather_one(
     if any(limit is not None for limit in (limits.train, limits.dev, limits.heldout, limits.benign)):
         about["limit_draw"] = draws(task.seed, "limit", columns.keys)
     about["group"] = [groups.setdefault(item, len(groups)) for item in columns.groups]
-    out[ABOUT].append_array(number, about)
-    _lay_aside(
-        columns, likely_split(about["negatives"] > 0, about["asked"], about["split_draw"], task.data), number, out
-    )
+    pieces = {ABOUT: out[ABOUT].append(about.tobytes())}
+    likely = likely_split(about["negatives"] > 0, about["asked"], about["split_draw"], task.data)
+    pieces |= _lay_aside(columns, likely, out)
     repeated_answers = sum(benign.rejected[place] + benign.accepted[place] for place in repeated)
-    return Bucket(len(about), list(groups), tallies, len(repeated), repeated_answers), tokens, sizes
+    return Bucket(len(about), list(groups), tallies, len(repeated), repeated_answers, pieces), tokens, sizes
 
 
-def _lay_aside(columns: "_Columns", split: np.ndarray, number: int, out: Mapping[str, SpillWriter]) -> None:
+def _lay_aside(columns: "_Columns", split: np.ndarray, out: Mapping[str, PackWriter]) -> dict[str, Piece]:
     """The records of a bucket, ordered by the split that each prompt will likely have: `write_records` then copies long
     stretches. Beside them how many bytes each prompt has, in the order of the ids."""
     ends = {(code, kind): record_end(name, kind) for code, name in enumerate(SPLITS) for kind in {*columns.kinds}}
     tails = [ends[end] for end in zip(split.tolist(), columns.kinds, strict=True)]
     order = np.argsort(split, kind="stable").tolist()
     prompts = [part for place in order for part in (columns.heads[place], tails[place])]
-    lengths = np.fromiter(map(len, columns.heads), np.uint32, len(order))
-    lengths += np.fromiter(map(len, tails), np.uint32, len(order))
-    out[PROMPTS].append_bytes(number, b"".join(prompts))
-    out[PROMPTS + LENGTHS].append_array(number, lengths)
+    sizes = np.fromiter(map(len, columns.heads), np.uint32, len(order))
+    sizes += np.fromiter(map(len, tails), np.uint32, len(order))
+    pieces = {PROMPTS: out[PROMPTS].append(b"".join(prompts))}
+    pieces[PROMPTS + LENGTHS] = out[PROMPTS + LENGTHS].append(sizes.tobytes())
     for name, records in ((NEGATIVES, columns.negatives), (ACCEPTABLE, columns.acceptable)):
-        out[name].append_bytes(number, b"".join([records[place] for place in order]))
-        out[name + LENGTHS].append_array(number, np.fromiter(map(len, records), np.uint32, len(order)))
+        sizes = np.fromiter(map(len, records), np.uint32, len(order))
+        pieces[name] = out[name].append(b"".join([records[place] for place in order]))
+        pieces[name + LENGTHS] = out[name + LENGTHS].append(sizes.tobytes())
+    return pieces
 
 
 def record_end(split: Split, kind: bytes) -> bytes:

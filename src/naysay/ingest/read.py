@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from naysay.artifacts.spill import read_arrays
+from naysay.artifacts.spill import Piece, read_piece
 from naysay.config import RunConfig
 from naysay.errors import DataError
 from naysay.ingest.columns import Columns, check_mapped
@@ -43,6 +43,8 @@ class Prompts:
     """How many prompts each bucket has."""
     repeated: int
     repeated_answers: int
+    pieces: list[dict[str, Piece]]
+    """Of each bucket, where its records are."""
 
     @property
     def bucket_ends(self) -> np.ndarray:
@@ -150,12 +152,11 @@ def _together(
     about = {name: np.empty(sum(sizes), FACTS[name]) for name in FACTS.names or ()}
     groups: dict[tuple[str, str], int] = {}
     start = 0
-    for number, bucket in enumerate(buckets):
-        part = read_arrays(folder, ABOUT, number, FACTS)
-        places = [groups.setdefault(group, len(groups)) for group in bucket.groups]
-        part["group"] = np.array(places, np.uint32)[part["group"]]
+    for bucket in buckets:
+        part = np.frombuffer(read_piece(folder, ABOUT, bucket.pieces[ABOUT]), FACTS)
+        places = np.array([groups.setdefault(group, len(groups)) for group in bucket.groups], np.uint32)
         for name, values in about.items():
-            values[start : start + bucket.size] = part[name]
+            values[start : start + bucket.size] = places[part[name]] if name == "group" else part[name]
         start += bucket.size
     return Prompts(
         sources,
@@ -164,6 +165,7 @@ def _together(
         groups=list(groups),
         bucket_sizes=sizes,
         repeated=sum(bucket.repeated for bucket in buckets),
+        pieces=[bucket.pieces for bucket in buckets],
         repeated_answers=sum(bucket.repeated_answers for bucket in buckets),
     )
 

@@ -135,11 +135,11 @@ def _write(
     likely = likely_split(prompts.negatives > 0, prompts.asked, prompts.split_draw, config.data)
     splits = [np.split(codes, prompts.bucket_ends) for codes in (likely, kept)]
     files = [(source.path, tally.doubts) for source, tally in zip(prompts.sources, prompts.tallies, strict=True)]
-    negatives = _beside(second, write_records, run.negatives, folder, NEGATIVES, *splits)
-    write_records(run.prompts, folder, PROMPTS, *splits)
+    negatives = _beside(second, write_records, run.negatives, folder, NEGATIVES, prompts.pieces, *splits)
+    write_records(run.prompts, folder, PROMPTS, prompts.pieces, *splits)
     written = {"negatives": negatives()}
     quarantined = _beside(second, write_quarantine, run.quarantine, files)
-    written["acceptable"] = write_records(run.acceptable, folder, ACCEPTABLE, *splits)
+    written["acceptable"] = write_records(run.acceptable, folder, ACCEPTABLE, prompts.pieces, *splits)
     quarantined()
     number = np.bincount(kept, minlength=LEFT_OUT + 1).tolist()
     by_split: dict[Split, int] = {name: number[code] for code, name in enumerate(SPLITS)}

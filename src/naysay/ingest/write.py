@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from naysay.artifacts.digests import CHUNK_BYTES
-from naysay.artifacts.spill import read_arrays, take_bytes
+from naysay.artifacts.spill import Piece, drop_packs, read_piece
 from naysay.artifacts.store import write_atomic, write_jsonl
 from naysay.ingest.doubts import Doubts
 from naysay.ingest.gather import LENGTHS, PROMPTS
@@ -19,13 +19,19 @@ _BEFORE_SPLIT = b'"split":"'
 
 
 def write_records(
-    path: Path, folder: Path, name: str, likely: Sequence[np.ndarray], buckets: Sequence[np.ndarray]
+    path: Path,
+    folder: Path,
+    name: str,
+    pieces: Sequence[dict[str, Piece]],
+    likely: Sequence[np.ndarray],
+    buckets: Sequence[np.ndarray],
 ) -> int:
     """Write one kind of records of the prompts that stay.
 
     Args:
         path: where to.
-        folder, name: the buckets that `gather` left; they are gone afterwards.
+        folder, name: the packs that `gather` left; they are gone afterwards.
+        pieces: of each bucket, where its records are.
         likely: of each bucket, the codes of its prompts' splits by which `gather` ordered the records.
         buckets: of each bucket, the codes of its prompts' splits.
 
@@ -40,13 +46,14 @@ def write_records(
         paths = [temporary, *(folder / f"{name}-{split}" for split in SPLITS[1:])]
         with ExitStack() as stack:
             whole, *others = files = [stack.enter_context(item.open("w+b", buffering=0)) for item in paths]
-            for number, (order, codes) in enumerate(zip(likely, buckets, strict=True)):
-                data = take_bytes(folder, name, number)
-                lengths = read_arrays(folder, name + LENGTHS, number, np.uint32)
+            for places, order, codes in zip(pieces, likely, buckets, strict=True):
+                data = read_piece(folder, name, places[name])
+                lengths = np.frombuffer(read_piece(folder, name + LENGTHS, places[name + LENGTHS]), np.uint32)
                 for code, file in enumerate(files):
                     records = b"".join(_records(data, lengths, order, codes, code, named=name == PROMPTS))
                     count += records.count(b"\n")
                     file.write(records)
+            drop_packs(folder, name)
             for other in others:
                 other.seek(0)
                 shutil.copyfileobj(other, whole, CHUNK_BYTES)
