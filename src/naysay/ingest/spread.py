@@ -26,9 +26,11 @@ Watch = Callable[[RowReader, int], None]
 
 # The columns of a file are those of its first rows: enough for JSON lines, where a row may leave some out.
 _ROWS_TO_FIND_COLUMNS = 1000
-_ROWS_AT_A_TIME = 4096
-# So that what goes to a bucket at a time is worth a write.
+_ROWS_AT_A_TIME = 2048
 _MOST_BUCKETS = 256
+_ID_DIGITS = 16
+_BEFORE_TEXT = len('["p-","') + _ID_DIGITS - 1
+_BEFORE_CONTENT, _AFTER_CONTENT = len('[{"content":'), len(',"role":"user"}]')
 _BYTES_PER_BUCKET = 1 << 20
 
 
@@ -136,15 +138,15 @@ def _some(
 ) -> list[tuple[list[UsualRow], list[SpreadRow]]]:
     """What some rows say, by bucket."""
     buckets: list[tuple[list[UsualRow], list[SpreadRow]]] = [([], []) for _ in range(1 << bits)]
-    shift = 8 - bits
+    bucket_of = {f"{byte:02x}": buckets[byte >> (8 - bits)] for byte in range(256)}
     for raw in rows:
         result.rows += 1
         if source.columns and isinstance(raw.value, dict):
             result.found.update(raw.value)
         texts = plain(raw[1])
         if texts:
-            first_byte, row = _write_plain(raw[0], *texts)
-            usual, others = buckets[first_byte >> shift]
+            key, row = _write_plain(raw[0], *texts)
+            usual, others = bucket_of[key[:2]]
             # A chosen answer that is the rejected one is not usual at all.
             if row[3] != row[5]:
                 usual.append(row)
@@ -152,11 +154,11 @@ def _some(
                 others.append(whole_row(row))
             continue
         try:
-            first_byte, row = _write(raw[0], _parse(source, columns, raw))
+            key, row = _write(raw[0], _parse(source, columns, raw))
         except RowError as error:
             result.unreadable.add(raw.line, error)
         else:
-            buckets[first_byte >> shift][1].append(row)
+            bucket_of[key[:2]][1].append(row)
     return buckets
 
 
@@ -182,33 +184,33 @@ def whole_row(row: UsualRow) -> SpreadRow:
     return (*found, chosen, other, CHOSEN) if chosen else found
 
 
-def _write_plain(line: int, prompt: str, rejected: str, chosen: str | None) -> tuple[int, UsualRow]:
+def _write_plain(line: int, prompt: str, rejected: str, chosen: str | None) -> tuple[str, UsualRow]:
     """As `_write`, for one message of the user."""
-    content, text = dumps(prompt), dumps(rejected)
-    digest = sha256(b'[{"content":' + content + b',"role":"user"}]').digest()
-    key = digest[:8].hex().encode()
-    start = b'["p-' + key + b'",'
-    first = sha256(start + text + b"]").digest()[:8].hex().encode()
+    # What `dumps` gives lies in a kilobyte that was cut off, and costs time as long as it is kept: only slices are.
+    messages = dumps(({"content": prompt, "role": "user"},))
+    key = sha256(messages).hexdigest()[:_ID_DIGITS]
+    prompt_id = "p-" + key
+    data = dumps((prompt_id, rejected))
+    first, text = sha256(data).hexdigest()[:_ID_DIGITS].encode(), data[_BEFORE_TEXT:-1]
+    content = messages[_BEFORE_CONTENT:-_AFTER_CONTENT]
     if chosen is None:
-        return digest[0], (key, line, content, first, text, b"", b"")
-    other = dumps(chosen)
-    second = sha256(start + other + b"]").digest()[:8].hex().encode()
-    return digest[0], (key, line, content, first, text, second, other)
+        return key, (key.encode(), line, content, first, text, b"", b"")
+    data = dumps((prompt_id, chosen))
+    second = sha256(data).hexdigest()[:_ID_DIGITS].encode()
+    return key, (key.encode(), line, content, first, text, second, data[_BEFORE_TEXT:-1])
 
 
-def _write(line: int, row: ParsedRow) -> tuple[int, SpreadRow]:
-    """The first byte of the prompt's digest, and what is written down."""
+def _write(line: int, row: ParsedRow) -> tuple[str, SpreadRow]:
+    """The prompt's digest, and what is written down."""
     # As `digest_json(messages)` and `digest_text(prompt_id, text)`, of which the first 16 digits are the ids.
-    digest = sha256(dumps(row.messages, option=orjson.OPT_SORT_KEYS)).digest()
-    key = digest[:8].hex().encode()
-    start = b'["p-' + key + b'",'
+    key = sha256(dumps(row.messages, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_ID_DIGITS]
     answers: list[Any] = []
     for answer in row.answers:
-        text = dumps(answer.text)
+        data = dumps(("p-" + key, answer.text))
         about = (answer.rejected, answer.field, answer.category, _rest(answer))
-        answers += [sha256(start + text + b"]").digest()[:8].hex().encode(), text, about]
+        answers += [sha256(data).hexdigest()[:_ID_DIGITS].encode(), data[_BEFORE_TEXT:-1], about]
     about = (row.split, row.kind, row.chosen_context_differs)
-    return digest[0], (key, line, dumps(row.messages), about if any(about) else None, *answers)
+    return key, (key.encode(), line, dumps(row.messages), about if any(about) else None, *answers)
 
 
 def _rest(answer: ParsedAnswer) -> bytes:
