@@ -4,6 +4,7 @@ import itertools
 
 import hypothesis.strategies as st
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given, settings
 
@@ -143,3 +144,16 @@ def test_texts_of_several_batches() -> None:
     assert set(sizes.tolist()) == {3}
     assert len(set(tokens.tolist())) == 3 * 9000
     assert tokens[3 * 8999 :].tolist() == shingle_tokens(texts[8999:])[0].tolist()
+
+
+@given(
+    st.lists(
+        st.one_of(words, st.text(max_size=30), st.sampled_from(["One\nTwo Three", 'A "b" C d', "\\", ""])), max_size=8
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_the_json_of_a_text_has_its_shingles(texts: list[str]) -> None:
+    found = shingle_tokens([orjson.dumps(text) for text in texts])
+    expected = shingle_tokens([text.lower() for text in texts])
+    for one, other in zip(found, expected, strict=True):
+        assert one.tolist() == other.tolist()

@@ -72,8 +72,8 @@ def split(prompts: list[AskedPrompt], benign: Any = (), seed: int = 0, **setting
 
 
 def test_draws_of_many_are_those_of_each() -> None:
-    keys = [bytes([number] * 8) for number in range(20)]
-    expected = [draw_one(7, "split", "p-" + key.hex()) for key in keys]
+    keys = [bytes([number] * 8).hex().encode() for number in range(20)]
+    expected = [draw_one(7, "split", "p-" + key.decode()) for key in keys]
     assert draws(7, "split", keys).tolist() == expected
     assert len(draws(7, "limit", ())) == 0
 

@@ -7,7 +7,7 @@ wrote a spill reads it. Nothing of it outlives its stage.
 import marshal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -62,6 +62,48 @@ def take_spill(folder: Path, name: str, part: int) -> Iterator[Any]:
             data = data[end:]
 
 
+class Piece(NamedTuple):
+    """Where in a pack some bytes are."""
+
+    writer: int
+    start: int
+    size: int
+
+
+class PackWriter:
+    """Bytes one after the other in one file for each writer: where a part is written only once, a file for each part
+    would take longer to create than to fill."""
+
+    def __init__(self, folder: Path, name: str, writer: int = 0):
+        self.folder, self.writer = folder, writer
+        with explain_storage_errors(folder):
+            self._file = _pack(folder, name, writer).open("ab", buffering=0)
+
+    def append(self, data: bytes) -> Piece:
+        start = self._file.tell()
+        with explain_storage_errors(self.folder):
+            # Without a buffer a write may be a part of the data.
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+        return Piece(self.writer, start, len(data))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_piece(folder: Path, name: str, piece: Piece) -> bytes:
+    with _pack(folder, name, piece.writer).open("rb", buffering=0) as file:
+        file.seek(piece.start)
+        return file.read(piece.size)
+
+
+def drop_packs(folder: Path, name: str) -> None:
+    """The disk may be needed for what is made of them."""
+    for writer in range(WRITERS):
+        _pack(folder, name, writer).unlink(missing_ok=True)
+
+
 def read_arrays(folder: Path, name: str, part: int, dtype: Any) -> np.ndarray:
     """The numbers of a part, writer by writer."""
     found = [np.fromfile(path, dtype) for path in _files(folder, name, part)]
@@ -71,6 +113,10 @@ def read_arrays(folder: Path, name: str, part: int, dtype: Any) -> np.ndarray:
 def read_array(folder: Path, name: str, part: int, dtype: Any, start: int, count: int) -> np.ndarray:
     """`count` numbers of a part that one writer wrote, from number `start` on."""
     return np.fromfile(_file(folder, name, part, 0), dtype, count, offset=start * np.dtype(dtype).itemsize)
+
+
+def _pack(folder: Path, name: str, writer: int) -> Path:
+    return folder / f"{name}.{writer}"
 
 
 def _files(folder: Path, name: str, part: int) -> list[Path]:

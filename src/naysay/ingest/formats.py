@@ -56,9 +56,10 @@ class ParsedRow(NamedTuple):
 
 PlainRow = tuple[str, str, str | None]
 """(prompt, rejected, chosen): texts, and nothing else that naysay reads."""
+PlainReader = Callable[[Any], PlainRow | None]
 
 
-def plain_reader(columns: Columns) -> Callable[[Any], PlainRow | None]:
+def plain_reader(columns: Columns) -> PlainReader:
     """A quick way to read the most usual row, which `parse_row` reads to the same end; None for any other row."""
     names = [columns.name(name) for name in ("prompt", "rejected", "chosen")]
     others = {columns.name(name) for name in (*COLUMNS, "truncated")} - set(names)

@@ -10,7 +10,7 @@ import orjson
 from naysay.errors import ConversationError
 from naysay.ingest.conversations import RowError
 from naysay.ingest.doubts import Doubts
-from naysay.ingest.spread import CHOSEN, REJECTED, About, SpreadRow
+from naysay.ingest.spread import About, SpreadRow
 from naysay.records import Message, Split
 
 TokenCounter = Callable[[Sequence[Message], str], int]
@@ -93,13 +93,6 @@ class LengthCheck(NamedTuple):
         detail = f"prompt and answer are {tokens} tokens, model.max_length is {self.longest}"
         fix = f"shorten the row, or --set model.max_length={tokens} if the model and the memory allow it"
         return RowError(field, "too_long", detail, fix)
-
-
-def usual_prompt(row: SpreadRow) -> bool:
-    """Whether the only row of a prompt needs no merging: a rejected answer, at most a chosen one, which differs."""
-    if row[3] is not None or row[6] != REJECTED:
-        return False
-    return len(row) == 7 or (len(row) == 10 and row[9] == CHOSEN and row[4] != row[7])
 
 
 class Merge:

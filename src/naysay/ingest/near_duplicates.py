@@ -11,7 +11,7 @@ could meet in it; in memory there is one part at a time, and a place in a file f
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from naysay.artifacts.spill import SpillWriter, read_array, read_arrays
 
 _ROUNDING = 1e-9
 """`t * n` of floats may land just above the whole number that it is."""
-_PARTS = 64
+PARTS = 64
 _SAMPLE_BITS = 20
 _RARE = 3
 _KEPT_SETS = 1024
@@ -52,9 +52,9 @@ class PrefixWriter:
         """Take the prompts of a bucket: `tokens` (ascending in each prompt) one after the other, `sizes` of each."""
         self._sets.append_array(bucket, tokens)
         postings = self._postings(bucket, tokens, sizes)
-        part_of = (postings["token"] % _PARTS).astype(np.uint8)
+        part_of = (postings["token"] % PARTS).astype(np.uint8)
         postings = postings[np.argsort(part_of, kind="stable")]
-        ends = np.cumsum(np.bincount(part_of, minlength=_PARTS))
+        ends = np.cumsum(np.bincount(part_of, minlength=PARTS))
         for part, (start, end) in enumerate(zip(ends - np.diff(ends, prepend=0), ends, strict=True)):
             if end > start:
                 self._prefixes.append_array(part, postings[start:end])
@@ -80,21 +80,39 @@ class PrefixWriter:
         return postings
 
 
+def find_repeated(folder: Path, parts: Iterable[int]) -> None:
+    """Keep of these parts the shingles that more than one prompt has in its prefix, in order."""
+    with closing(SpillWriter(folder, "repeated")) as spill:
+        for part in parts:
+            postings = read_arrays(folder, "prefixes", part, _POSTING)
+            order = np.argsort(postings["token"])
+            tokens = postings["token"][order]
+            same = tokens[1:] == tokens[:-1]
+            met = np.zeros(len(tokens), dtype=bool)
+            met[1:] |= same
+            met[:-1] |= same
+            if met.any():
+                spill.append_array(part, postings[order[met]])
+
+
 class NearDuplicates:
     """Near-duplicates among the prompts of all buckets, numbered 0, 1, ... bucket by bucket.
 
     `sizes` holds the number of shingles of each prompt, `counts` the number of prompts of each bucket; two prompts are
-    near-duplicates when their Jaccard similarity is at least `threshold`.
+    near-duplicates when their Jaccard similarity is at least `threshold`. `found` are the parts that `find_repeated`
+    has seen to; the others are seen to when they are needed.
     """
 
-    def __init__(self, folder: Path, sizes: np.ndarray, counts: Sequence[int], threshold: float):
+    def __init__(
+        self, folder: Path, sizes: np.ndarray, counts: Sequence[int], threshold: float, found: Iterable[int] = ()
+    ):
         self.threshold = threshold
         self._folder = folder
         self._starts = np.cumsum([0, *counts])
         self._sizes = sizes
         self._set = lru_cache(_KEPT_SETS)(self._read_set)
         self._different: set[tuple[int, int]] = set()
-        self._reduced: set[int] = set()
+        self._found = {*found}
 
     def clusters(self, members: np.ndarray) -> np.ndarray:
         """Connected components of "is a near-duplicate of" among `members` (a mask).
@@ -132,7 +150,7 @@ class NearDuplicates:
 
     def _groups(self, members: np.ndarray) -> Iterator[list[int]]:
         """The members that have a shingle of their prefixes in common, for each such shingle, in ascending order."""
-        for part in range(_PARTS):
+        for part in range(PARTS):
             self._different.clear()
             tokens, items = self._repeated(part)
             chosen = members[items]
@@ -144,20 +162,10 @@ class NearDuplicates:
 
     def _repeated(self, part: int) -> tuple[np.ndarray, np.ndarray]:
         """The shingles of a part that more than one prompt has in its prefix, ascending, and the prompts."""
+        if part not in self._found:
+            find_repeated(self._folder, [part])
+            self._found.add(part)
         postings = read_arrays(self._folder, "repeated", part, _POSTING)
-        if part not in self._reduced:
-            postings = read_arrays(self._folder, "prefixes", part, _POSTING)
-            order = np.argsort(postings["token"])
-            tokens = postings["token"][order]
-            same = tokens[1:] == tokens[:-1]
-            met = np.zeros(len(tokens), dtype=bool)
-            met[1:] |= same
-            met[:-1] |= same
-            postings = postings[order[met]]
-            if len(postings):
-                with closing(SpillWriter(self._folder, "repeated")) as spill:
-                    spill.append_array(part, postings)
-            self._reduced.add(part)
         return postings["token"], self._starts[postings["bucket"]] + postings["place"]
 
     def _similar(self, item: int, other: int) -> bool:
@@ -182,7 +190,7 @@ class NearDuplicates:
 
 def _entry(tokens: np.ndarray) -> np.ndarray:
     """Where a token is in the table of weights. Its lowest bits choose its part, so others are taken here."""
-    return ((tokens >> np.uint64(int(math.log2(_PARTS)))) % np.uint64(1 << _SAMPLE_BITS)).astype(np.int64)
+    return ((tokens >> np.uint64(int(math.log2(PARTS)))) % np.uint64(1 << _SAMPLE_BITS)).astype(np.int64)
 
 
 def _root(parent: dict[int, int], key: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from naysay.artifacts.spill import read_arrays
+from naysay.artifacts.spill import Piece, read_piece
 from naysay.config import RunConfig
 from naysay.errors import DataError
 from naysay.ingest.columns import Columns, check_mapped
@@ -43,6 +43,8 @@ class Prompts:
     """How many prompts each bucket has."""
     repeated: int
     repeated_answers: int
+    pieces: list[dict[str, Piece]]
+    """Of each bucket, where its records are."""
 
     @property
     def bucket_ends(self) -> np.ndarray:
@@ -92,16 +94,8 @@ def read_prompts(
             _spread(source, tally, second, watch, folder=folder, name=name, bits=bits)
             for source, name, tally in zip(sources, (DATA, BENIGN), tallies, strict=True)
         )
-    limits = config.data.limit
-    task = Task(
-        folder,
-        (sources[0].label, sources[1].label),
-        (usual_about(data), usual_about(benign)),
-        config.seed,
-        config.data.near_duplicate_threshold,
-        limits.answers_per_prompt,
-        any(limit is not None for limit in (limits.train, limits.dev, limits.heldout, limits.benign)),
-    )
+    labels, abouts = (sources[0].label, sources[1].label), (usual_about(data), usual_about(benign))
+    task = Task(folder, labels, abouts, config.seed, config.data)
     # A token counter is somebody else's code, which may well leave cycles.
     with _without_collection() if lengths is None else nullcontext():
         buckets = _gather(task, 1 << bits, lengths, second)
@@ -158,12 +152,11 @@ def _together(
     about = {name: np.empty(sum(sizes), FACTS[name]) for name in FACTS.names or ()}
     groups: dict[tuple[str, str], int] = {}
     start = 0
-    for number, bucket in enumerate(buckets):
-        part = read_arrays(folder, ABOUT, number, FACTS)
-        places = [groups.setdefault(group, len(groups)) for group in bucket.groups]
-        part["group"] = np.array(places, np.uint32)[part["group"]]
+    for bucket in buckets:
+        part = np.frombuffer(read_piece(folder, ABOUT, bucket.pieces[ABOUT]), FACTS)
+        places = np.array([groups.setdefault(group, len(groups)) for group in bucket.groups], np.uint32)
         for name, values in about.items():
-            values[start : start + bucket.size] = part[name]
+            values[start : start + bucket.size] = places[part[name]] if name == "group" else part[name]
         start += bucket.size
     return Prompts(
         sources,
@@ -172,6 +165,7 @@ def _together(
         groups=list(groups),
         bucket_sizes=sizes,
         repeated=sum(bucket.repeated for bucket in buckets),
+        pieces=[bucket.pieces for bucket in buckets],
         repeated_answers=sum(bucket.repeated_answers for bucket in buckets),
     )
 

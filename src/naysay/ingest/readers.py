@@ -145,15 +145,16 @@ class RowReader:
                 start += len(data)
                 if line == 1:
                     data = data.removeprefix(_BOM)
-                if data.isspace() or not data:
-                    continue
                 if wanted is not None:
                     if line != next_line:
                         continue
                     next_line = next(wanted, None)
                 try:
-                    yield RawRow(line, orjson.loads(data))
+                    # Not `RawRow(...)`, whose call is a good part of the time that a row takes here.
+                    yield tuple.__new__(RawRow, (line, orjson.loads(data), ""))
                 except orjson.JSONDecodeError as error:
+                    if not data or data.isspace():
+                        continue
                     text = _decode(self.path, data, line).rstrip("\r\n")
                     yield RawRow(line, text, f"not valid JSON ({error})")
 

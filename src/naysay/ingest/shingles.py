@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import orjson
 
 from naysay.records import Message
 
@@ -35,10 +36,13 @@ def prompt_text(messages: Sequence[Message]) -> str:
     return "\n".join(item["content"] for item in messages if item["role"] != "system").lower()
 
 
-def shingle_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct word 3-shingles of lower-cased texts; a shorter text is its words, as one.
+def shingle_tokens(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct word 3-shingles of texts; a shorter text is its words, as one.
 
     Example: "how do i bake bread?" has three: "how do i", "do i bake", "i bake bread".
+
+    Args:
+        texts: each a lower-cased text, or (bytes) the JSON of a text, which need not be lower-cased.
 
     Returns:
         tokens (uint64) of all texts one after the other, ascending in each, and how many each text has.
@@ -49,7 +53,7 @@ def shingle_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([tokens for tokens, _ in found]), np.concatenate([sizes for _, sizes in found])
 
 
-def _batch_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _batch_tokens(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     words, rows = _words(texts)
     whole = rows[WORDS_PER_SHINGLE - 1 :] == rows[: 1 - WORDS_PER_SHINGLE]
     a, b, c = (words[place : len(words) - 2 + place][whole] * _PLACES[place] for place in range(WORDS_PER_SHINGLE))
@@ -61,18 +65,21 @@ def _batch_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     keyed = np.concatenate(tokens) >> np.uint64(64 - _TOKEN_BITS)
     keyed |= np.concatenate(of_row).astype(np.uint64) << shift
     keyed.sort()
-    keyed = keyed[np.flatnonzero(np.diff(keyed, prepend=~keyed[:1]))]
+    new = np.ones(len(keyed), dtype=bool)
+    np.not_equal(keyed[1:], keyed[:-1], out=new[1:])
+    keyed = keyed[new]
     return keyed & np.uint64((1 << _TOKEN_BITS) - 1), np.bincount(
         (keyed >> shift).astype(np.int64), minlength=len(texts)
     )
 
 
-def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _words(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     """A hash of each word, and the number of the text that it is in."""
     plain = [_plain(text) for text in texts]
     data = b"\n".join([b"", *plain, bytes(9)])
     buffer = np.frombuffer(data, np.uint8)
-    edges = np.flatnonzero(np.diff(_IN_WORD[buffer])) + 1
+    inside = _IN_WORD[buffer]
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
     starts, lengths = edges[::2], edges[1::2] - edges[::2]
     ends = np.cumsum(np.fromiter(map(len, plain), np.int64, len(plain)) + 1)
     # Eight bytes from any place on: most words are one such number.
@@ -85,15 +92,25 @@ def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         words[longer] = _mix(words[longer] * _PLACES[0] + more)
         place += 8
         longer = longer[lengths[longer] > place]
-    return words, np.searchsorted(ends, starts, side="right")
+    # `ends` in `starts`, not the other way round: there are many fewer texts than words.
+    return words, np.repeat(np.arange(len(plain)), np.diff(np.searchsorted(starts, ends), prepend=0))
 
 
-def _plain(text: str) -> bytes:
-    """UTF-8 in which every byte beyond ASCII belongs to a word."""
+def _plain(text: str | bytes) -> bytes:
+    """Lower-cased UTF-8 in which every byte beyond ASCII belongs to a word."""
+    if isinstance(text, bytes):
+        # The quotes around it belong to no word.
+        if text.isascii() and b"\\" not in text:
+            return text.lower()
+        text = _text(text)
     return (text if text.isascii() else " ".join(_WORD.findall(text))).encode()
 
 
-def _short_texts(texts: Sequence[str], words: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
+def _text(text: str | bytes) -> str:
+    return orjson.loads(text).lower() if isinstance(text, bytes) else text
+
+
+def _short_texts(texts: Sequence[str | bytes], words: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """(number of the text, its one token), of the texts with fewer words than a shingle has."""
     count = np.bincount(rows, minlength=len(texts))
     first = np.cumsum(count) - count
@@ -102,7 +119,7 @@ def _short_texts(texts: Sequence[str], words: np.ndarray, rows: np.ndarray) -> I
             mine = words[first[row] : first[row] + count[row]]
             yield row, int(_mix((mine * _PLACES[: len(mine)]).sum(keepdims=True))[0])
         else:
-            yield row, int.from_bytes(hashlib.sha256(texts[row].encode()).digest()[:8], "big")
+            yield row, int.from_bytes(hashlib.sha256(_text(texts[row]).encode()).digest()[:8], "big")
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

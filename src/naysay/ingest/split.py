@@ -93,6 +93,22 @@ def limit_prompts(
     return np.sort(chosen[kept])
 
 
+def likely_split(with_negatives: np.ndarray, asked: np.ndarray, draw: np.ndarray, data: DataConfig) -> np.ndarray:
+    """The code of the split that each prompt has if no other is near it, as almost all have: known before they are
+    compared. A prompt without a rejected answer is in BENIGN or removed, the others never are in BENIGN."""
+    split = _drawn(asked, draw, data)
+    split[~with_negatives] = BENIGN
+    return split
+
+
+def _drawn(asked: np.ndarray, draw: np.ndarray, data: DataConfig) -> np.ndarray:
+    split = np.full(len(draw), TRAIN, np.uint8)
+    split[draw < data.heldout_fraction + data.dev_fraction] = DEV
+    split[draw < data.heldout_fraction] = HELDOUT
+    np.copyto(split, asked, where=asked != ANY)
+    return split
+
+
 def draw_one(seed: int, *parts: str) -> float:
     """A number in [0, 1) that depends on its arguments only."""
     return int(digest_text(str(seed), *parts)[:13], 16) / 16**13
@@ -110,10 +126,7 @@ def _place(first: np.ndarray, members: np.ndarray, asked: np.ndarray, draw: np.n
     # What joins a prompt that asks for a split must not be on the other side of it.
     wish = np.full(len(first), ANY, np.uint8)
     np.minimum.at(wish, first[members], asked[members])
-    split = np.full(len(first), TRAIN, np.uint8)
-    split[draw < data.heldout_fraction + data.dev_fraction] = DEV
-    split[draw < data.heldout_fraction] = HELDOUT
-    np.copyto(split, wish, where=wish != ANY)
+    split = _drawn(wish, draw, data)
     return _fill_empty(_Clusters(size, draw, wish, split), data)
 
 

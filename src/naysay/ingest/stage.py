@@ -1,6 +1,7 @@
 """`ingest`: the user's file of rejected answers -> prompts, negatives and acceptable answers, split by prompt."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,30 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
 
 from naysay.artifacts.run_directory import RunDirectory
-from naysay.artifacts.store import scratch_folder, write_jsonl
+from naysay.artifacts.store import scratch_folder
 from naysay.config import RunConfig
 from naysay.errors import DataError
 from naysay.ingest import embedded
 from naysay.ingest.counts import check_counts, count
 from naysay.ingest.gather import ACCEPTABLE, NEGATIVES, PROMPTS
 from naysay.ingest.merge import LengthCheck, TokenCounter
-from naysay.ingest.near_duplicates import NearDuplicates
+from naysay.ingest.near_duplicates import PARTS, NearDuplicates, find_repeated
 from naysay.ingest.read import Prompts, read_prompts, second_process
 from naysay.ingest.readers import RowReader
-from naysay.ingest.second_process import SecondProcess
-from naysay.ingest.split import BENIGN, DEV, HELDOUT, LEFT_OUT, SPLITS, TRAIN, group_draws, limit_prompts, split_prompts
-from naysay.ingest.write import write_records
+from naysay.ingest.second_process import Result, SecondProcess
+from naysay.ingest.split import (
+    BENIGN,
+    DEV,
+    HELDOUT,
+    LEFT_OUT,
+    SPLITS,
+    TRAIN,
+    group_draws,
+    likely_split,
+    limit_prompts,
+    split_prompts,
+)
+from naysay.ingest.write import write_quarantine, write_records
 from naysay.modeling.chat import template_file
 from naysay.records import Split
 
@@ -71,7 +83,7 @@ def run(config: RunConfig, run: RunDirectory, *, count_tokens: TokenCounter | No
     lengths = None if count_tokens is None else LengthCheck(config.model.max_length, count_tokens)
     with _progress() as progress, scratch_folder(run.ingest_parts) as folder, second_process(sources) as second:
         prompts = read_prompts(config, sources, lengths, folder, _Watch(progress), second)
-        near = NearDuplicates(folder, prompts.shingles, prompts.bucket_sizes, config.data.near_duplicate_threshold)
+        near = _near_duplicates(config, prompts, folder, second)
         split = split_prompts(prompts.negatives > 0, prompts.asked, prompts.split_draw, near, config.data)
         kept = _limited(config, prompts, split)
         if not (kept == TRAIN).any():
@@ -79,6 +91,14 @@ def run(config: RunConfig, run: RunDirectory, *, count_tokens: TokenCounter | No
         counts = _write(config, run, prompts, split, kept, folder, second)
     counts["length_checked"] = count_tokens is not None
     return counts
+
+
+def _near_duplicates(config: RunConfig, prompts: Prompts, folder: Path, second: SecondProcess | None) -> NearDuplicates:
+    odd = _beside(second, find_repeated, folder, range(1, PARTS, 2))
+    find_repeated(folder, range(0, PARTS, 2))
+    odd()
+    threshold = config.data.near_duplicate_threshold
+    return NearDuplicates(folder, prompts.shingles, prompts.bucket_sizes, threshold, range(PARTS))
 
 
 def _limited(config: RunConfig, prompts: Prompts, split: np.ndarray) -> np.ndarray:
@@ -112,12 +132,15 @@ def _write(
     folder: Path,
     second: SecondProcess | None,
 ) -> dict[str, Any]:
-    buckets = np.split(kept, prompts.bucket_ends)
-    wait = second.start(write_records, run.negatives, folder, NEGATIVES, buckets) if second else None
-    write_records(run.prompts, folder, PROMPTS, buckets)
-    acceptable = write_records(run.acceptable, folder, ACCEPTABLE, buckets)
-    negatives = wait() if wait else write_records(run.negatives, folder, NEGATIVES, buckets)
-    written = {"negatives": negatives, "acceptable": acceptable}
+    likely = likely_split(prompts.negatives > 0, prompts.asked, prompts.split_draw, config.data)
+    splits = [np.split(codes, prompts.bucket_ends) for codes in (likely, kept)]
+    files = [(source.path, tally.doubts) for source, tally in zip(prompts.sources, prompts.tallies, strict=True)]
+    negatives = _beside(second, write_records, run.negatives, folder, NEGATIVES, prompts.pieces, *splits)
+    write_records(run.prompts, folder, PROMPTS, prompts.pieces, *splits)
+    written = {"negatives": negatives()}
+    quarantined = _beside(second, write_quarantine, run.quarantine, files)
+    written["acceptable"] = write_records(run.acceptable, folder, ACCEPTABLE, prompts.pieces, *splits)
+    quarantined()
     number = np.bincount(kept, minlength=LEFT_OUT + 1).tolist()
     by_split: dict[Split, int] = {name: number[code] for code, name in enumerate(SPLITS)}
     counts = count(prompts.tallies, prompts.repeated, split, by_split, written)
@@ -129,15 +152,15 @@ def _write(
             left_out += int(np.maximum(answers[stays].astype(np.int64) - most, 0).sum())
     entries = sum(len(tally.doubts) for tally in prompts.tallies)
     check_counts(counts, answers_left_out=left_out, quarantine_entries=entries)
-    write_jsonl(
-        run.quarantine,
-        (
-            entry
-            for source, tally in zip(prompts.sources, prompts.tallies, strict=True)
-            for entry in tally.doubts.entries(str(source.path), RowReader(source.path).select(tally.doubts.lines()))
-        ),
-    )
     return counts
+
+
+def _beside(second: SecondProcess | None, function: Callable[..., Result], *args: Any) -> Callable[[], Result]:
+    """Begin a call in the second process, or make it at once where there is none; what is returned gives its result."""
+    if second is not None:
+        return second.start(function, *args)
+    result = function(*args)
+    return lambda: result
 
 
 def _nothing_to_train_on(config: RunConfig, prompts: Prompts, split: np.ndarray) -> str:

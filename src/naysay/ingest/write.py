@@ -1,27 +1,38 @@
 """The records of all buckets -> a file of the run, split by split and each in the order of the prompts' ids."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from naysay.artifacts.digests import CHUNK_BYTES
-from naysay.artifacts.spill import take_spill
-from naysay.artifacts.store import write_atomic
-from naysay.ingest.gather import PROMPTS
+from naysay.artifacts.spill import Piece, drop_packs, read_piece
+from naysay.artifacts.store import write_atomic, write_jsonl
+from naysay.ingest.doubts import Doubts
+from naysay.ingest.gather import LENGTHS, PROMPTS
+from naysay.ingest.readers import RowReader
 from naysay.ingest.split import SPLITS
-from naysay.records import Split
+
+_BEFORE_SPLIT = b'"split":"'
 
 
-def write_records(path: Path, folder: Path, name: str, buckets: Sequence[np.ndarray]) -> int:
+def write_records(
+    path: Path,
+    folder: Path,
+    name: str,
+    pieces: Sequence[dict[str, Piece]],
+    likely: Sequence[np.ndarray],
+    buckets: Sequence[np.ndarray],
+) -> int:
     """Write one kind of records of the prompts that stay.
 
     Args:
         path: where to.
-        folder, name: the buckets that `gather` left; they are gone afterwards.
+        folder, name: the packs that `gather` left; they are gone afterwards.
+        pieces: of each bucket, where its records are.
+        likely: of each bucket, the codes of its prompts' splits by which `gather` ordered the records.
         buckets: of each bucket, the codes of its prompts' splits.
 
     Returns:
@@ -35,16 +46,14 @@ def write_records(path: Path, folder: Path, name: str, buckets: Sequence[np.ndar
         paths = [temporary, *(folder / f"{name}-{split}" for split in SPLITS[1:])]
         with ExitStack() as stack:
             whole, *others = files = [stack.enter_context(item.open("w+b", buffering=0)) for item in paths]
-            for number, codes in enumerate(buckets):
-                for columns in take_spill(folder, name, number):
-                    for code, split in enumerate(SPLITS):
-                        chosen = (codes == code).tolist()
-                        records = [compress(column, chosen) for column in columns]
-                        data = b"".join(
-                            _whole_prompts(records[0], records[1], split) if name == PROMPTS else records[0]
-                        )
-                        count += data.count(b"\n")
-                        files[code].write(data)
+            for places, order, codes in zip(pieces, likely, buckets, strict=True):
+                data = read_piece(folder, name, places[name])
+                lengths = np.frombuffer(read_piece(folder, name + LENGTHS, places[name + LENGTHS]), np.uint32)
+                for code, file in enumerate(files):
+                    records = b"".join(_records(data, lengths, order, codes, code, named=name == PROMPTS))
+                    count += records.count(b"\n")
+                    file.write(records)
+            drop_packs(folder, name)
             for other in others:
                 other.seek(0)
                 shutil.copyfileobj(other, whole, CHUNK_BYTES)
@@ -53,6 +62,42 @@ def write_records(path: Path, folder: Path, name: str, buckets: Sequence[np.ndar
     return count
 
 
-def _whole_prompts(heads: Iterable[bytes], kinds: Iterable[bytes], split: Split) -> Iterable[bytes]:
-    middle, default = b'%b","kind":' % split.encode(), b'"benign"' if split == "benign" else b'""'
-    return [head + middle + (kind or default) + b"}\n" for head, kind in zip(heads, kinds, strict=True)]
+def write_quarantine(path: Path, files: Sequence[tuple[Path, Doubts]]) -> None:
+    """Write what is wrong with the rows of each file, by line, with the rows themselves."""
+    write_jsonl(
+        path,
+        (
+            entry
+            for file, doubts in files
+            for entry in doubts.entries(str(file), RowReader(file).select(doubts.lines()))
+        ),
+    )
+
+
+def _records(
+    data: bytes, lengths: np.ndarray, order: np.ndarray, codes: np.ndarray, code: int, *, named: bool
+) -> Iterator[bytes | memoryview]:
+    """The records of the prompts in the split `code`, by id: long stretches of `data` where each prompt is in the split
+    that was likely. `named`: the records name their split."""
+    chosen = np.flatnonzero(codes == code)
+    if not len(chosen):
+        return
+    places = np.argsort(order, kind="stable")
+    ends = np.empty(len(order), np.int64)
+    ends[places] = np.cumsum(lengths[places])
+    starts, moved = ends - lengths, (order != code) & named
+    begin = np.ones(len(chosen), dtype=bool)
+    begin[1:] = (starts[chosen[1:]] != ends[chosen[:-1]]) | moved[chosen[1:]] | moved[chosen[:-1]]
+    first = np.flatnonzero(begin)
+    last = np.append(first[1:], len(chosen)) - 1
+    view = memoryview(data)
+    stretches = zip(
+        starts[chosen[first]].tolist(), ends[chosen[last]].tolist(), moved[chosen[first]].tolist(), strict=True
+    )
+    for start, end, renamed in stretches:
+        if renamed:
+            # Quotes within a text are escaped, so this can be the field only.
+            before, after = data[start:end].rsplit(_BEFORE_SPLIT, 1)
+            yield before + _BEFORE_SPLIT + SPLITS[code].encode() + after[after.index(b'"') :]
+        else:
+            yield view[start:end]
