@@ -14,8 +14,8 @@ import orjson
 from naysay.artifacts.spill import SpillWriter, take_spill
 from naysay.ingest.merge import SPLIT_CODES, LengthCheck, Merge, MergedPrompt, Tally, usual_prompt
 from naysay.ingest.near_duplicates import PrefixWriter, token_weights
-from naysay.ingest.shingles import prompt_text, shingle_tokens
 from naysay.ingest.spread import USUAL_REST, About, SpreadRow
+from naysay.inputs.shingles import prompt_text, shingle_tokens
 
 DATA, BENIGN = "data", "benign"
 PROMPTS, NEGATIVES, ACCEPTABLE, ABOUT = "prompts", "negatives", "acceptable", "about"

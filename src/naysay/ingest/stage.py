@@ -18,10 +18,10 @@ from naysay.ingest.gather import ACCEPTABLE, NEGATIVES, PROMPTS
 from naysay.ingest.merge import LengthCheck, TokenCounter
 from naysay.ingest.near_duplicates import NearDuplicates
 from naysay.ingest.read import Prompts, read_prompts, second_process
-from naysay.ingest.readers import RowReader
 from naysay.ingest.second_process import SecondProcess
 from naysay.ingest.split import BENIGN, DEV, HELDOUT, LEFT_OUT, SPLITS, TRAIN, group_draws, limit_prompts, split_prompts
 from naysay.ingest.write import write_records
+from naysay.inputs.readers import RowReader
 from naysay.modeling.chat import template_file
 from naysay.records import Split
 

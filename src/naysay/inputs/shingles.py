@@ -35,6 +35,13 @@ def prompt_text(messages: Sequence[Message]) -> str:
     return "\n".join(item["content"] for item in messages if item["role"] != "system").lower()
 
 
+def spoken_words(messages: Sequence[Message]) -> str:
+    """The words of `prompt_text`, one space apart: equal where two prompts differ in case, punctuation or white space
+    alone. A prompt without words is its text."""
+    text = prompt_text(messages)
+    return " ".join(_WORD.findall(text)) or text.strip()
+
+
 def shingle_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The distinct word 3-shingles of lower-cased texts; a shorter text is its words, as one.
 
