@@ -62,6 +62,7 @@ def render(
         headline=tables.headline(evaluation, kl_bound),
         before_after=tables.before_after(evaluation),
         outcomes=tables.outcomes(evaluation),
+        suites=tables.suites(evaluation),
         judged=judged_outcomes(evaluation),
         bars=[(bars, Markup(bars.svg)) for bars in outcome_bars(evaluation)],
         sections=side_by_side(generations),

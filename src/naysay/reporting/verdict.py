@@ -30,7 +30,7 @@ LARGE_STYLE_GAP = 0.5
 """Nats per token; negatives that are this much less likely than the anchors were hardly written by this model."""
 
 _HARMLESS_KINDS = ("benign", "lookalike")
-_KINDS = ("heldout", *_HARMLESS_KINDS)
+_KINDS = ("heldout", "safety", *_HARMLESS_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
