@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Split = Literal["train", "dev", "heldout", "benign"]
+Split = Literal["train", "dev", "heldout", "benign", "suite"]
 Finish = Literal["stop", "length"]
 Message = Mapping[str, str]
 
@@ -17,7 +17,7 @@ class Prompt:
     """A conversation that waits for an answer.
 
     Example: `Prompt("p-3f2a", ({"role": "user", "content": "Hi"},), "rejected.jsonl:1", "train")`.
-    `split` is "benign" for prompts that only serve to measure what must not change.
+    `split` is "benign" for prompts that only serve to measure what must not change, "suite" for a `SuitePrompt`.
     """
 
     prompt_id: str
@@ -25,6 +25,18 @@ class Prompt:
     source: str
     split: Split
     kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SuitePrompt(Prompt):
+    """A prompt of one of `evaluation.suites`: `kind` is "lookalike", "safety" or "benign".
+
+    Its id begins with "s-" and is that of no prompt of the data. Example:
+        SuitePrompt("s-3f2a", (...), "xstest.csv:2", "suite", "lookalike", suite="xstest", category="homonyms")
+    """
+
+    suite: str = ""
+    category: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +132,8 @@ class PromptEvaluation:
     """What the evaluation measured on one prompt, so that two runs can be compared prompt by prompt.
 
     Log-ratios and KLs are sums in nats and stand beside their tokens; an answer of a kind that the prompt does not have
-    counts 0 tokens. `kind` is "heldout" for the prompts of the evaluated split, else "benign" or "lookalike". Example:
+    counts 0 tokens. `kind` is "heldout" for the prompts of the evaluated split, else "benign", "lookalike" or "safety".
+    Example:
         PromptEvaluation("p-3f2a", "heldout", margins=(0.4,), negative_log_ratio=-4.0, negative_tokens=9)
     """
 
@@ -151,7 +164,10 @@ class PromptEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A response drawn for evaluation. `model` is "base" or "tuned"; `outcome` is what the offline heuristic says."""
+    """A response drawn for evaluation. `model` is "base" or "tuned"; `outcome` is what the offline heuristic says.
+
+    `suite` and `category` are those of a `SuitePrompt`, empty for the prompts of the data.
+    """
 
     prompt_id: str
     prompt: str
@@ -163,6 +179,8 @@ class Generation:
     text: str
     finish: Finish
     outcome: Literal["answer", "refusal", "degenerate"]
+    suite: str = ""
+    category: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from conftest import make_model, make_tokenizer
 from naysay.errors import ConfigError
 from naysay.ingest.columns import find_columns
 from naysay.ingest.formats import parse_row
-from naysay.ingest.readers import RawRow
+from naysay.inputs.readers import RawRow
 
 
 def own(prompt_id, texts, start=0):

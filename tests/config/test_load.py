@@ -170,6 +170,7 @@ OTHER = {
     "training.lora.target_modules": ["q_proj"],
     "training.trainer_args": {"adam_beta2": 0.9},
     "evaluation.split": "dev",
+    "evaluation.suites": [{"path": "xstest.csv"}],
     "guard.enabled": False,
     "guard.entropy_range": (0.5, 2.0),
     "guard.length_range": (0.5, 2.0),
@@ -247,6 +248,35 @@ def test_judges_are_read_from_a_flag_and_again_from_what_was_saved():
     assert parse_config(config_values(config), "again") == config
 
 
+@pytest.mark.parametrize(
+    ("suites", "message"),
+    [
+        (
+            "[{path: a.csv, knd: safety}]",
+            "unknown key 'evaluation.suites.0.knd'; did you mean 'evaluation.suites.0.kind'",
+        ),
+        ("[{path: a.csv, kind: harm}]", "evaluation.suites.0.kind: Input should be 'lookalike', 'safety' or 'benign'"),
+        ("[{path: a.csv, limit: 0}]", "evaluation.suites.0.limit: Input should be greater than or equal to 1"),
+        ("[{kind: safety}]", "evaluation.suites.0.path: Field required"),
+        ("[{path: a.csv}, {path: b/a.json}]", "two have the name 'a'; give one of them another name"),
+        ("[{path: a.txt, prompt_column: q}]", "a.txt has a prompt a line and no columns"),
+        ("a.csv", "evaluation.suites: expected a list of suites, each with its path"),
+        ("[a.csv]", "evaluation.suites: expected a list of suites, each with its path"),
+    ],
+)
+def test_a_suite_is_checked_like_any_section(suites, message):
+    with pytest.raises(ConfigError) as failure:
+        load_config(None, [f"evaluation.suites={suites}"])
+    assert message in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_suites_are_named_after_their_files_and_read_again_from_what_was_saved():
+    config = load_config(None, ["evaluation.suites=[{path: x/a.jsonl.gz, kind: benign}, {path: a.csv, name: b}]"])
+    assert [suite.name for suite in config.evaluation.suites] == ["a", "b"]
+    assert parse_config(config_values(config), "again") == config
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_resolved_config_of_every_objective_loads_again(name):
     config = load_config(values={"training.objective": name})
@@ -320,8 +350,10 @@ def test_every_key_is_read_by_some_code(key):
         ("training.learning_rate", ["train", "report"]),
         ("evaluation.temperature", ["evaluate"]),
         ("data.heldout_fraction", ["ingest"]),
+        ("data.near_duplicate_threshold", ["ingest", "evaluate"]),
         ("references.positive", ["train", "evaluate"]),
         ("judges", ["evaluate"]),
+        ("evaluation.suites", ["evaluate"]),
         ("model.max_length", ["ingest", "sample", "train", "evaluate"]),
     ],
 )

@@ -7,9 +7,9 @@ import pytest
 
 from naysay.errors import DataError
 from naysay.ingest.columns import find_columns
-from naysay.ingest.conversations import RowError
 from naysay.ingest.formats import ParsedRow, parse_row
-from naysay.ingest.readers import RawRow
+from naysay.inputs.conversations import RowError
+from naysay.inputs.readers import RawRow
 
 USER = {"role": "user", "content": "How do I pick a lock?"}
 SAID = {"role": "assistant", "content": "Which lock?"}

@@ -19,10 +19,10 @@ from naysay.config.load import parse_config
 from naysay.errors import DataError
 from naysay.ingest import read, spread, stage
 from naysay.ingest.columns import find_columns
-from naysay.ingest.conversations import RowError
 from naysay.ingest.formats import ParsedAnswer, parse_row, plain_reader
-from naysay.ingest.readers import RawRow, RowReader
 from naysay.ingest.second_process import SecondProcess
+from naysay.inputs.conversations import RowError
+from naysay.inputs.readers import RawRow, RowReader
 
 Ingest = Callable[..., Any]
 FILES = ("prompts.jsonl", "negatives.jsonl", "acceptable.jsonl", "quarantine.jsonl")

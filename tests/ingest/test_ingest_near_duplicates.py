@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from ingest.near import Shingles, index, shingles
-from naysay.ingest.shingles import prompt_text, shingle_tokens
+from naysay.inputs.shingles import prompt_text, shingle_tokens
 
 
 def user(text: str) -> list[dict[str, str]]:

@@ -24,6 +24,11 @@ def test_a_judge_that_is_not_there_is_named_by_its_key(tmp_path):
         check_settings(load_config(None, [f"judges=[{{kind: guard, guard: wildguard, model: {tmp_path}/nowhere}}]"]))
 
 
+def test_a_suite_that_is_not_there_is_named_by_its_key(tmp_path):
+    with pytest.raises(InputNotFoundError, match=r"evaluation\.suites\.0: .*nowhere\.csv: no such file"):
+        check_settings(load_config(None, [f"evaluation.suites=[{{path: {tmp_path}/nowhere.csv}}]"]))
+
+
 @pytest.mark.parametrize(
     ("overrides", "first"), [(["training.max_steps=4"], 4), (["training.max_steps=1", "anchors.warmup_steps=0"], 1)]
 )

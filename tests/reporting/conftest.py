@@ -60,6 +60,21 @@ EVALUATION: dict[str, Any] = {
         "by_kind": {"heldout": outcome_group(48), "benign": outcome_group(28), "lookalike": outcome_group(20)},
     },
     "style_gap": estimate(0.12, 0.05, 64),
+    "suites": [
+        {
+            "name": "xstest",
+            "kinds": {"lookalike": 240, "safety": 199},
+            "prompts": 450,
+            "other_kind": 1,
+            "duplicate": 2,
+            "leaked_exact": 3,
+            "leaked_near": 4,
+            "too_long": 1,
+            "chat_template": 0,
+            "over_limit": 0,
+            "used": 439,
+        }
+    ],
     "policy": {"base_digest": "b" * 32, "tuned_digest": "t" * 32},
     "split": "heldout",
 }

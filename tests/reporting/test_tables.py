@@ -1,5 +1,7 @@
 """Numbers as people read them, counts that add up, curves."""
 
+from typing import Any
+
 import pytest
 
 from naysay.artifacts.manifest import Manifest
@@ -103,3 +105,20 @@ def test_anchors_and_negatives_are_apart_on_one_axis() -> None:
     assert "negatives from -0.400" in curve.alternative
     assert "var(--series-2)" in curve.svg
     assert training_curves([]) == []
+
+
+def test_the_table_of_suites_says_where_every_prompt_went(evaluation: dict[str, Any]) -> None:
+    table = tables.suites(evaluation)
+    assert table is not None
+    (row,) = table.rows
+    assert row.name == "xstest"
+    assert dict(zip(table.headers[1:], row.cells, strict=True)) == {
+        "Kinds used": "look-alike 240, safety 199",
+        "Prompts": "450",
+        "Exact": "3",
+        "Near": "4",
+        "Repeated": "2",
+        "Other": "2",
+        "Used": "439",
+    }
+    assert tables.suites(evaluation | {"suites": []}) is None

@@ -86,6 +86,10 @@ class RunDirectory:
         return self.path / "generations.jsonl"
 
     @property
+    def suite_prompts(self) -> Path:
+        return self.path / "suite_prompts.jsonl"
+
+    @property
     def generation_parts(self) -> Path:
         return self.path / "evaluation"
 

@@ -54,7 +54,7 @@ def fit(
 
 def _read(files: list[Path], columns: "LabelColumns") -> "list[LabelledAnswer]":
     from naysay.errors import DataError
-    from naysay.ingest.readers import RowReader
+    from naysay.inputs.readers import RowReader
     from naysay.judging.labelled import labelled_answers
 
     rows = []

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from naysay.config.base import Section
+from naysay.config.suites import Suites
 
 
 class EvaluationConfig(Section):
@@ -18,6 +19,9 @@ class EvaluationConfig(Section):
 
     benign_generations: int = Field(default=48, ge=0)
     """Benign prompts that are answered before and after; the KL to base is measured on these answers."""
+
+    suites: Suites = ()
+    """Files of other prompts that are answered before and after: look-alikes, prompts for harm, harmless ones."""
 
     temperature: float = Field(default=0.7, gt=0.0)
     """Of the generations. The KL itself is at temperature 1 over the whole vocabulary."""

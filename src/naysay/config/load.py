@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from naysay.config.judging import JUDGES
 from naysay.config.objectives import OBJECTIVES, objective_name
 from naysay.config.run import RunConfig
+from naysay.config.suites import SuiteConfig
 from naysay.config.training import TrainingSettings
 from naysay.errors import ConfigError, InputNotFoundError
 
@@ -113,6 +114,8 @@ def _check_keys(raw: Mapping[str, Any], model: type[BaseModel], path: tuple[str,
             section = _training_section(value, origin)
         if (*path, key) == ("judges",):
             _check_judges(value, origin)
+        if (*path, key) == ("evaluation", "suites"):
+            _check_suites(value, origin)
         if section is not None and isinstance(value, Mapping):
             _check_keys(value, section, (*path, key), origin)
 
@@ -131,6 +134,17 @@ def _check_judges(raw: Any, origin: str) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(JUDGES)}"
             raise ConfigError(f"{origin}: judges.{index}.kind is {kind!r}; {hint}")
         _check_keys(judge, JUDGES[kind], ("judges", str(index)), origin)
+
+
+def _check_suites(raw: Any, origin: str) -> None:
+    """The keys of each suite."""
+    if not isinstance(raw, list | tuple) or not all(isinstance(suite, Mapping) for suite in raw):
+        raise ConfigError(
+            f"{origin}: evaluation.suites: expected a list of suites, each with its path, for example "
+            f"[{{path: xstest_prompts.csv}}] (found {raw!r:.40})"
+        )
+    for index, suite in enumerate(raw):
+        _check_keys(suite, SuiteConfig, ("evaluation", "suites", str(index)), origin)
 
 
 def _training_section(raw: Mapping[str, Any], origin: str) -> type[BaseModel]:

@@ -13,7 +13,7 @@ from naysay.generation.seeds import row_seed
 from naysay.judging.heuristics import classify
 from naysay.modeling.adapters import BaseAndTuned
 from naysay.modeling.chat import decode_response, encode_prompt
-from naysay.records import Generation, Prompt
+from naysay.records import Generation, Prompt, SuitePrompt
 from naysay.statistics.estimate import Estimate
 from naysay.statistics.intervals import wilson
 from naysay.statistics.paired import paired_proportion_change
@@ -23,7 +23,9 @@ EVALUATION_ROUND = -1
 
 
 def kind_of(prompt: Prompt) -> str:
-    """`heldout` (or `dev`), `benign`, or `lookalike`."""
+    """`heldout` (also of the dev split), `benign` or `lookalike`; of a suite's prompt also `safety`."""
+    if isinstance(prompt, SuitePrompt):
+        return prompt.kind
     return "lookalike" if prompt.kind == "lookalike" else "benign" if prompt.split == "benign" else "heldout"
 
 
@@ -34,8 +36,12 @@ def generate_both(
     prompts: Sequence[Prompt],
     config: RunConfig,
     parts: Path,
+    what: str = "answers",
 ) -> list[Generation]:
-    """One answer of each policy to each prompt, resumable below `parts`."""
+    """One answer of each policy to each prompt, resumable below `parts`; `what` they are is said by the progress bar.
+
+    Answers depend, in their last bits, on the prompts that are asked in the same call.
+    """
     evaluation = config.evaluation
     settings = SamplingSettings(evaluation.temperature, evaluation.top_k, evaluation.top_p, evaluation.max_new_tokens)
     seeds = [row_seed(config.seed, prompt.prompt_id, 0, EVALUATION_ROUND) for prompt in prompts]
@@ -58,7 +64,7 @@ def generate_both(
                 settings,
                 batch_size=config.sampling.batch_size,
                 parts=parts / f"{name}-{digests[name][:12]}-{plan[:12]}",
-                description=f"answers of the {name} model",
+                description=f"{what} of the {name} model",
                 to_row=to_row,
             )
         result += [Generation(**{**row, "token_ids": tuple(row["token_ids"])}) for row in rows]
@@ -78,6 +84,8 @@ def _generation(prompt: Prompt, model: str, digest: str, seed: int, response: Re
         text=text,
         finish=response.finish,
         outcome=classify(text, response.finish).label,
+        suite=prompt.suite if isinstance(prompt, SuitePrompt) else "",
+        category=prompt.category if isinstance(prompt, SuitePrompt) else "",
     )
 
 

@@ -17,6 +17,8 @@ from naysay.evaluation.generations import generate_both, kind_of, outcome_metric
 from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token
 from naysay.evaluation.outcomes import judge, outcome_report
 from naysay.evaluation.prompts import KLValues, prompt_rows
+from naysay.evaluation.suite_choice import SuiteCounts, choose_prompts
+from naysay.evaluation.suites import suite_files
 from naysay.judging.build import judge_folders
 from naysay.modeling.adapters import INITIAL, BaseAndTuned, load_reference
 from naysay.modeling.chat import encode_prompt, encode_response, end_of_turn_id, template_file
@@ -25,7 +27,7 @@ from naysay.modeling.divergence import kl_divergence
 from naysay.modeling.forward import token_budget
 from naysay.modeling.loading import load_tokenizer, pick_device, resolve
 from naysay.modeling.reference import score_groups
-from naysay.records import Acceptable, Anchor, Generation, Negative, Prompt, Selection
+from naysay.records import Acceptable, Anchor, Generation, Negative, Prompt, Selection, SuitePrompt
 from naysay.statistics.estimate import Estimate
 from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean
 
@@ -72,6 +74,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "references": config.references.model_dump(mode="json"),
         "margin_weights": list(config.training.margin_weights),
         "method": config.training.method,
+        "near_duplicate_threshold": config.data.near_duplicate_threshold,
         "judges": [judge.model_dump(mode="json") for judge in config.judges],
     }
 
@@ -91,17 +94,21 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
         "model": resolve(config.model.name, config.model.revision),
         **template_file(config.model),
         **judge_folders(config.judges),
+        **suite_files(config.evaluation.suites),
     }
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
-    return [run.evaluation, run.evaluation_prompts, run.generations, run.verdicts]
+    suites = [run.suite_prompts] if config.evaluation.suites else []
+    return [run.evaluation, run.evaluation_prompts, run.generations, run.verdicts, *suites]
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Measure and judge, and write evaluation.json, evaluation_prompts.jsonl, generations.jsonl and verdicts.jsonl.
+    """Measure and judge, and write evaluation.json, evaluation_prompts.jsonl, generations.jsonl, verdicts.jsonl and,
+    with suites, suite_prompts.jsonl.
 
     Raises:
+        InputNotFoundError, DataError: a suite cannot be used.
         RunDirectoryError: the split has no prompt with a rejected answer.
         ConfigError, InputNotFoundError, ModelError, ServerError: a judge cannot be used.
     """
@@ -121,6 +128,7 @@ def rescore(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 def _judge(config: RunConfig, run: RunDirectory, measured: Mapping[str, Any]) -> dict[str, Any]:
     generations, prompts = read_records(run.generations, Generation), read_records(run.prompts, Prompt)
+    prompts += read_records(run.suite_prompts, SuitePrompt) if config.evaluation.suites else []
     judgement = judge(generations, prompts, config.judges, run.judge_answers)
     outcomes = outcome_report(judgement, samples=config.evaluation.bootstrap_samples, seed=config.seed)
     write_records(run.verdicts, judgement.rows())
@@ -147,13 +155,17 @@ def _measure(config: RunConfig, run: RunDirectory) -> tuple[dict[str, Any], dict
     scores = _Scorer(config, run, tokenizer, policies, digests)
     samples, seed = config.evaluation.bootstrap_samples, config.seed
     alpha, beta = config.training.margin_weights
-    generations = generate_both(
-        policies, digests, tokenizer, _asked(heldout, benign, config), config, run.generation_parts
-    )
+    asked = _asked(heldout, benign, config)
+    chosen, suites = choose_prompts(config, run, tokenizer, asked, run.train / NORMAL_PROMPTS)
+    # Apart from each other: the answers to the prompts of the data are the same with and without suites.
+    generations = generate_both(policies, digests, tokenizer, asked, config, run.generation_parts)
+    if chosen:
+        parts = run.generation_parts
+        generations += generate_both(policies, digests, tokenizer, chosen, config, parts, "answers to the suites")
     write_records(run.generations, generations)
     kl = _kl_values(policies, generations, tokenizer, {c.prompt.prompt_id: c.prompt_ids for c in benign}, config)
     groups, acceptable = scores.heldout(heldout), scores.acceptable(benign)
-    kinds = {case.prompt.prompt_id: kind_of(case.prompt) for case in cases}
+    kinds = {prompt.prompt_id: kind_of(prompt) for prompt in (*(case.prompt for case in cases), *chosen)}
     write_records(
         run.evaluation_prompts,
         prompt_rows(groups, acceptable, kl, generations, kinds, alpha=alpha, beta=beta),
@@ -166,8 +178,9 @@ def _measure(config: RunConfig, run: RunDirectory) -> tuple[dict[str, Any], dict
         "kl": _kl_metrics(kl, samples, seed),
         "generations": outcome_metrics(generations),
         "style_gap": _style_gap(run, samples, seed),
+        "suites": [counts.row() for counts in suites],
     }
-    return _plain(result), _counts(heldout, benign, generations)
+    return _plain(result), _counts(heldout, benign, generations, suites)
 
 
 def _tuned_digest(policies: BaseAndTuned, tokenizer: Any) -> str:
@@ -361,7 +374,10 @@ def _plain(value: Any) -> Any:
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _counts(heldout: Sequence[_Case], benign: Sequence[_Case], generations: Sequence[Generation]) -> dict[str, Any]:
+def _counts(
+    heldout: Sequence[_Case], benign: Sequence[_Case], generations: Sequence[Generation], suites: Sequence[SuiteCounts]
+) -> dict[str, Any]:
+    in_suites = {"suites": {counts.name: counts.as_counts() for counts in suites}} if suites else {}
     return {
         "heldout": {
             "prompts": len(heldout),
@@ -371,5 +387,6 @@ def _counts(heldout: Sequence[_Case], benign: Sequence[_Case], generations: Sequ
             "anchors": sum(len(case.anchors) for case in heldout),
         },
         "benign": {"prompts": len(benign), "acceptable": sum(len(case.acceptable) for case in benign)},
+        **in_suites,
         "generations": dict(Counter(generation.model for generation in generations)),
     }

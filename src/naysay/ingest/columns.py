@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 
 from naysay.errors import DataError
-from naysay.ingest.conversations import is_conversation, is_transcript
+from naysay.inputs.conversations import is_conversation, is_transcript
 
 Format = Literal["prompt_rejected", "hh_rlhf", "trl_preference", "trl_unpaired", "acceptable"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from naysay.ingest.conversations import RowError
-from naysay.ingest.readers import RawRow
+from naysay.inputs.conversations import RowError
+from naysay.inputs.readers import RawRow
 
 _Reason = tuple[str, str, str, str]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from naysay.config.data import COLUMNS
 from naysay.ingest.columns import Columns
-from naysay.ingest.conversations import (
+from naysay.inputs.conversations import (
     Messages,
     RowError,
     finish_prompt,
@@ -15,7 +15,7 @@ from naysay.ingest.conversations import (
     read_text,
     split_conversation,
 )
-from naysay.ingest.readers import RawRow, json_type
+from naysay.inputs.readers import RawRow, json_type
 from naysay.records import Finish, Split
 
 _LABELS = {"true": True, "1": True, "acceptable": True, "false": False, "0": False, "rejected": False}

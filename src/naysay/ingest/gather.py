@@ -17,9 +17,9 @@ from naysay.artifacts.spill import PackWriter, Piece, take_spill
 from naysay.config.data import DataConfig
 from naysay.ingest.merge import SPLIT_CODES, LengthCheck, Merge, MergedPrompt, Tally
 from naysay.ingest.near_duplicates import PrefixWriter, token_weights
-from naysay.ingest.shingles import prompt_text, shingle_tokens
 from naysay.ingest.split import SPLITS, likely_split
 from naysay.ingest.spread import USUAL_REST, About, SpreadRow, UsualRow, whole_row
+from naysay.inputs.shingles import prompt_text, shingle_tokens
 from naysay.records import Split
 
 DATA, BENIGN = "data", "benign"

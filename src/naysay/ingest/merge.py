@@ -8,9 +8,9 @@ from typing import NamedTuple
 import orjson
 
 from naysay.errors import ConversationError
-from naysay.ingest.conversations import RowError
 from naysay.ingest.doubts import Doubts
 from naysay.ingest.spread import About, SpreadRow
+from naysay.inputs.conversations import RowError
 from naysay.records import Message, Split
 
 TokenCounter = Callable[[Sequence[Message], str], int]

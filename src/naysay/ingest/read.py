@@ -17,9 +17,9 @@ from naysay.ingest.columns import Columns, check_mapped
 from naysay.ingest.embedded import Source
 from naysay.ingest.gather import ABOUT, BENIGN, DATA, FACTS, Bucket, Task, gather
 from naysay.ingest.merge import LengthCheck, Tally
-from naysay.ingest.readers import RowReader
 from naysay.ingest.second_process import SecondProcess
 from naysay.ingest.spread import Watch, bucket_bits, look_at_columns, spread, usual_about
+from naysay.inputs.readers import RowReader
 
 LARGE_FILE_BYTES = 32 << 20
 """From here on a second process is worth its start."""

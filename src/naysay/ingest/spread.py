@@ -16,11 +16,11 @@ from orjson import dumps
 from naysay.artifacts.spill import SpillWriter
 from naysay.errors import DataError
 from naysay.ingest.columns import Columns, find_columns
-from naysay.ingest.conversations import RowError
 from naysay.ingest.doubts import Doubts
 from naysay.ingest.embedded import Source
 from naysay.ingest.formats import ParsedAnswer, ParsedRow, PlainReader, parse_row, plain_reader
-from naysay.ingest.readers import RawRow, RowReader, Span
+from naysay.inputs.conversations import RowError
+from naysay.inputs.readers import RawRow, RowReader, Span
 
 Watch = Callable[[RowReader, int], None]
 

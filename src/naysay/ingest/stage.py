@@ -19,7 +19,6 @@ from naysay.ingest.gather import ACCEPTABLE, NEGATIVES, PROMPTS
 from naysay.ingest.merge import LengthCheck, TokenCounter
 from naysay.ingest.near_duplicates import PARTS, NearDuplicates, find_repeated
 from naysay.ingest.read import Prompts, read_prompts, second_process
-from naysay.ingest.readers import RowReader
 from naysay.ingest.second_process import Result, SecondProcess
 from naysay.ingest.split import (
     BENIGN,
@@ -34,6 +33,7 @@ from naysay.ingest.split import (
     split_prompts,
 )
 from naysay.ingest.write import write_quarantine, write_records
+from naysay.inputs.readers import RowReader
 from naysay.modeling.chat import template_file
 from naysay.records import Split
 

@@ -12,8 +12,8 @@ from naysay.artifacts.spill import Piece, drop_packs, read_piece
 from naysay.artifacts.store import write_atomic, write_jsonl
 from naysay.ingest.doubts import Doubts
 from naysay.ingest.gather import LENGTHS, PROMPTS
-from naysay.ingest.readers import RowReader
 from naysay.ingest.split import SPLITS
+from naysay.inputs.readers import RowReader
 
 _BEFORE_SPLIT = b'"split":"'
 

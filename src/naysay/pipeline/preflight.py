@@ -15,6 +15,7 @@ def check_settings(config: RunConfig) -> None:
         ConfigError: `training.trainer_args` has an unknown name or an impossible value.
         InputNotFoundError, ModelError: `references.*` names a model that is not there.
         ConfigError, InputNotFoundError: a judge lacks its package, its key, its folder or its model.
+        InputNotFoundError, DataError: a file of `evaluation.suites` is not there or cannot be used.
     """
     if config.training.trainer_args:
         from naysay.training.config import check_trainer_args
@@ -28,6 +29,10 @@ def check_settings(config: RunConfig) -> None:
         from naysay.judging.build import check_judges
 
         check_judges(config.judges)
+    if config.evaluation.suites:
+        from naysay.evaluation.suites import read_suites
+
+        read_suites(config.evaluation.suites)
 
 
 def _check_reference(role: str, name: str) -> None:

@@ -74,6 +74,7 @@ def render(
         what_if=what_would_change(rules, verdict.label),
         before_after=tables.before_after(evaluation),
         outcomes=tables.outcomes(evaluation),
+        suites=tables.suites(evaluation),
         judged=judged_outcomes(evaluation),
         bars=[(bars, Markup(bars.svg)) for bars in outcome_bars(evaluation)],
         categories=category_table(categories),

@@ -8,7 +8,7 @@ from naysay.artifacts.manifest import Manifest
 from naysay.reporting.formatting import MISSING, Style, duration, interval, number
 
 OUTCOMES = ("answer", "refusal", "degenerate")
-KINDS = {"heldout": "held-out", "benign": "benign", "lookalike": "look-alike"}
+KINDS = {"heldout": "held-out", "benign": "benign", "lookalike": "look-alike", "safety": "safety"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +208,32 @@ def outcome_cells(shares: Mapping[str, Any], outcome: str) -> tuple[str, ...]:
         _two_lines(change, "points"),
         str(tuned["n"]) if tuned is not None else "0",
     )
+
+
+def suites(evaluation: Mapping[str, Any]) -> Table | None:
+    """Where the prompts of each suite went; None without suites."""
+    found = evaluation.get("suites")
+    if not found:
+        return None
+    rows = [
+        Row(
+            item["name"],
+            (
+                ", ".join(f"{KINDS[kind]} {count}" for kind, count in item["kinds"].items()) or MISSING,
+                *(str(item[key]) for key in ("prompts", "leaked_exact", "leaked_near", "duplicate")),
+                str(sum(item[key] for key in ("other_kind", "too_long", "chat_template", "over_limit"))),
+                str(item["used"]),
+            ),
+        )
+        for item in found
+    ]
+    foot = (
+        "Left out: prompts that were trained on, word for word (exact) or nearly (as ingest keeps held-out prompts "
+        "apart); repeated ones; and others, which are of another kind, too long for model.max_length, refused by the "
+        "chat template or over the suite's limit."
+    )
+    headers = ("Suite", "Kinds used", "Prompts", "Exact", "Near", "Repeated", "Other", "Used")
+    return Table("Suites", headers, rows, foot)
 
 
 def counts(manifest: Manifest) -> Table:

@@ -24,7 +24,7 @@ from naysay.reporting.verdict_line import figures, sentence, split_name, style_w
 COLLAPSE_SHARE = 0.20
 
 _HARMLESS_KINDS = ("benign", "lookalike")
-_KINDS = ("heldout", *_HARMLESS_KINDS)
+_KINDS = ("heldout", "safety", *_HARMLESS_KINDS)
 
 
 @dataclass(frozen=True, slots=True)

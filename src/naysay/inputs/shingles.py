@@ -29,6 +29,13 @@ _FIRST_BYTES = np.array([(1 << (8 * length)) - 1 for length in range(8)] + [2**6
 _PLACES = np.array([0x243F6A8885A308D3, 0x13198A2E03707345, 0xA4093822299F31D1], dtype=np.uint64)
 
 
+def spoken_words(messages: Sequence[Message]) -> str:
+    """The words of `prompt_text`, one space apart: equal where two prompts differ in case, punctuation or white space
+    alone. A prompt without words is its text."""
+    text = prompt_text(messages)
+    return " ".join(_WORD.findall(text)) or text.strip()
+
+
 def prompt_text(messages: Sequence[Message]) -> str:
     """What of a conversation is compared: all but its system message, lower-cased."""
     if len(messages) == 1:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from naysay.errors import DataError, InputNotFoundError
-from naysay.ingest.readers import RawRow, RowReader
+from naysay.inputs.readers import RawRow, RowReader
 
 ROWS = [{"prompt": "Wie spät?", "rejected": "a\nb"}, {"prompt": "q2", "rejected": "c"}]
 
@@ -96,3 +96,12 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         RowReader(tmp_path / "gone.jsonl")
     with pytest.raises(DataError, match="expected a file, found a folder"):
         RowReader(tmp_path)
+
+
+def test_lines_of_text_are_rows_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffWie spät?\r\n\n  second \n".encode())
+    assert list(RowReader(path, text_lines=True)) == [RawRow(1, "Wie spät?"), RawRow(3, "second")]
+    path.write_bytes(b"first\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"a\.txt:2: not UTF-8"):
+        list(RowReader(path, text_lines=True))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from naysay.ingest.readers import json_type
+from naysay.inputs.readers import json_type
 
 Messages = tuple[dict[str, str], ...]
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}

@@ -1,4 +1,4 @@
-"""Files -> numbered raw rows, one at a time: JSON lines, a JSON list, CSV, Parquet.
+"""Files -> numbered raw rows, one at a time: JSON lines, a JSON list, CSV, Parquet, and lines of text.
 
 What makes a whole file unusable (missing, a folder, empty, not UTF-8, corrupt) is an error here; what makes one row
 unreadable is handed on as that row's problem.
@@ -51,22 +51,25 @@ class RawRow(NamedTuple):
 class RowReader:
     """Iterate over the rows of a file; can be iterated more than once.
 
+    With `text_lines` a `.txt` file is read as well: each line that is not blank is a row, the text itself.
+
     Raises (on construction):
         InputNotFoundError: there is no such file.
         DataError: a folder, an empty file, or an extension that is not read.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, text_lines: bool = False):
         self.path = path
+        extensions = (*EXTENSIONS, ".txt") if text_lines else EXTENSIONS
         if not path.exists():
-            raise InputNotFoundError(f"{path}: no such file; check the path (data.path, data.benign)")
+            raise InputNotFoundError(f"{path}: no such file; check the path")
         if path.is_dir():
-            raise DataError(f"{path}: expected a file, found a folder; name one file ({', '.join(EXTENSIONS)})")
-        suffix = next((item for item in EXTENSIONS if path.name.lower().endswith(item)), "")
+            raise DataError(f"{path}: expected a file, found a folder; name one file ({', '.join(extensions)})")
+        suffix = next((item for item in extensions if path.name.lower().endswith(item)), "")
         if not suffix:
-            raise DataError(f"{path}: unknown extension {path.suffix!r}; convert it to one of {', '.join(EXTENSIONS)}")
+            raise DataError(f"{path}: unknown extension {path.suffix!r}; convert it to one of {', '.join(extensions)}")
         if path.stat().st_size == 0:
-            raise DataError(f"{path}: the file is empty; expected one row for each rejected answer")
+            raise DataError(f"{path}: the file is empty; expected a row for each prompt or answer")
         self._suffix = suffix
         self._read = 0.0
         self._file: IO[bytes] | None = None
@@ -101,6 +104,8 @@ class RowReader:
                     yield from self._parquet()
                 case ".json":
                     yield from self._json()
+                case ".txt":
+                    yield from self._text_lines()
                 case _:
                     yield from self._json_lines(span)
 
@@ -157,6 +162,14 @@ class RowReader:
                         continue
                     text = _decode(self.path, data, line).rstrip("\r\n")
                     yield RawRow(line, text, f"not valid JSON ({error})")
+
+    def _text_lines(self) -> Iterator[RawRow]:
+        with self.path.open("rb") as file:
+            self._file = file
+            for line, data in enumerate(file, 1):
+                text = _decode(self.path, data.removeprefix(_BOM) if line == 1 else data, line).strip()
+                if text:
+                    yield RawRow(line, text)
 
     def _json(self) -> Iterator[RawRow]:
         data = self.path.read_bytes().removeprefix(_BOM)

@@ -1,0 +1,1 @@
+"""Files of the user: rows, conversations, and what of two prompts is compared."""
