@@ -11,6 +11,7 @@ from markupsafe import Markup
 from naysay.artifacts.manifest import Manifest
 from naysay.records import Generation
 from naysay.reporting import tables
+from naysay.reporting.capability import capability_table
 from naysay.reporting.curves import training_curves
 from naysay.reporting.generations import side_by_side
 from naysay.reporting.judged import judged_outcomes, outcome_bars
@@ -41,6 +42,7 @@ def render(
     manifests: Sequence[Manifest],
     config_yaml: str,
     version: str,
+    capability: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole page. `title` and `subtitle` say what was aligned with what; the others are the run's files."""
     folder = files("naysay.reporting")
@@ -63,6 +65,7 @@ def render(
         before_after=tables.before_after(evaluation),
         outcomes=tables.outcomes(evaluation),
         judged=judged_outcomes(evaluation),
+        capability=capability_table(capability, evaluation.get("policy")),
         bars=[(bars, Markup(bars.svg)) for bars in outcome_bars(evaluation)],
         sections=side_by_side(generations),
         counts=[tables.counts(manifest) for manifest in manifests],

@@ -27,10 +27,12 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
-    """The evaluation, the metrics, the generations, the config, and the manifests of the stages before."""
+    """The evaluation, the metrics, the generations, the config, the manifests of the stages before, and what
+    `naysay capability` measured, where it was run."""
     files = {"evaluation": run.evaluation, "metrics": run.metrics, "generations": run.generations, "config": run.config}
     manifests = {f"manifest of {stage}": run.manifest_path(stage) for stage in STAGES if stage != "report"}
-    return {**files, **{name: path for name, path in manifests.items() if path.exists()}}
+    measured = {"capability": run.capability} if run.capability.exists() else {}
+    return {**files, **measured, **{name: path for name, path in manifests.items() if path.exists()}}
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
@@ -61,6 +63,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         subtitle=subtitle,
         verdict=verdict,
         evaluation=evaluation,
+        capability=read_json(run.capability) if run.capability.exists() else None,
         kl_bound=kl_bound,
         metrics=metrics,
         generations=generations,
