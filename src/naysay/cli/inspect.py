@@ -10,7 +10,7 @@ from naysay.cli.environment import prepare_environment
 from naysay.cli.failures import current_run
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog
+    from inspect_ai.log import EvalLog  # pyright: ignore[reportMissingImports]
 
 app = typer.Typer()
 

@@ -22,9 +22,9 @@ from naysay.statistics.estimate import Estimate
 from naysay.statistics.paired import bootstrap_mean, paired_proportion_change
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import Task
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks.manager import TaskDict
+    from lm_eval.api.task import Task  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks.manager import TaskDict  # pyright: ignore[reportMissingImports]
 
 DEFAULT_FEWSHOT_SEED = 1234
 """That of lm-eval's own command."""
@@ -93,7 +93,7 @@ class Tasks:
             raise InputNotFoundError(
                 f"--tasks-dir {folder}: expected a folder with task files (.yaml), found none there"
             )
-        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.settings = settings
@@ -106,8 +106,8 @@ class Tasks:
 
     def run(self, model: Any, tokenizer: Any) -> Results:
         """lm-eval's results for one policy."""
-        from lm_eval import evaluate
-        from lm_eval.models.huggingface import HFLM
+        from lm_eval import evaluate  # pyright: ignore[reportMissingImports]
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
         settings = self.settings
         try:

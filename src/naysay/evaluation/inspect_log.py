@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from inspect_ai.log import (
+from inspect_ai.log import (  # pyright: ignore[reportMissingImports]
     EvalConfig,
     EvalDataset,
     EvalLog,
@@ -17,7 +17,7 @@ from inspect_ai.log import (
     EvalSpec,
     EvalStats,
 )
-from inspect_ai.model import (
+from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
@@ -26,7 +26,7 @@ from inspect_ai.model import (
     GenerateConfig,
     ModelOutput,
 )
-from inspect_ai.scorer import Score
+from inspect_ai.scorer import Score  # pyright: ignore[reportMissingImports]
 
 from naysay.judging.heuristics import HeuristicScorer
 from naysay.judging.outcomes import outcome_of

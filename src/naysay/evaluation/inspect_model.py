@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from inspect_ai.model import (
+from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
@@ -19,7 +19,7 @@ from inspect_ai.model import (
     ModelOutput,
     ModelUsage,
 )
-from inspect_ai.tool import ToolChoice, ToolInfo
+from inspect_ai.tool import ToolChoice, ToolInfo  # pyright: ignore[reportMissingImports]
 
 from naysay.artifacts.digests import digest_json
 from naysay.errors import ModelError

@@ -6,7 +6,7 @@ Registered under the entry point `inspect_ai`, so that Inspect's own command kno
 
 from typing import Any
 
-from inspect_ai.model import GenerateConfig, ModelAPI, modelapi
+from inspect_ai.model import GenerateConfig, ModelAPI, modelapi  # pyright: ignore[reportMissingImports]
 
 from naysay.errors import ConfigError
 from naysay.pipeline.trained_run import load_policy, open_run

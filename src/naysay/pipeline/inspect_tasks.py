@@ -10,7 +10,7 @@ from naysay.pipeline.trained_run import Which, open_run
 from naysay.records import Generation, GenerationVerdict, Prompt
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog
+    from inspect_ai.log import EvalLog  # pyright: ignore[reportMissingImports]
 
 
 def export_logs(out: Path | str, to: Path | None = None) -> list[Path]:
@@ -25,8 +25,8 @@ def export_logs(out: Path | str, to: Path | None = None) -> list[Path]:
     """
     require_inspect()
     config, run = open_run(out, "evaluate")
-    from inspect_ai.log import write_eval_log
-    from inspect_ai.model import GenerateConfig
+    from inspect_ai.log import write_eval_log  # pyright: ignore[reportMissingImports]
+    from inspect_ai.model import GenerateConfig  # pyright: ignore[reportMissingImports]
 
     from naysay.evaluation.inspect_log import generations_log
 
@@ -69,8 +69,8 @@ def run_task(
     require_inspect()
     _, run = open_run(out, "train")
     specs = _task_specs(task)
-    import inspect_ai
-    from inspect_ai.model import get_model
+    import inspect_ai  # pyright: ignore[reportMissingImports]
+    from inspect_ai.model import get_model  # pyright: ignore[reportMissingImports]
 
     from naysay.pipeline import inspect_provider
 
@@ -120,7 +120,7 @@ def _task_specs(task: str) -> list[str]:
         return [task]  # of an installed package
     if not path.is_file():
         raise InputNotFoundError(f"{name}: no such file; give a file with tasks of Inspect, FILE or FILE@NAME")
-    from inspect_ai import list_tasks
+    from inspect_ai import list_tasks  # pyright: ignore[reportMissingImports]
 
     there = [info.name for info in list_tasks(path.name, root_dir=path.resolve().parent)]
     if not there:
