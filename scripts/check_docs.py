@@ -13,7 +13,7 @@ from naysay.config.stages import STAGES
 ROOT = Path(__file__).parent.parent
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md")]
 DOCUMENTS = TOP + sorted((ROOT / "docs").glob("*.md"))
-COMMANDS = {"align", "compare", "config", "judge", "lab", *STAGES}
+COMMANDS = {"align", "capability", "compare", "config", "inspect", "judge", "lab", *STAGES}
 
 
 def problems(document: Path) -> list[str]:

@@ -111,6 +111,16 @@ class RunDirectory:
         return self.path / "evaluation_prompts.jsonl"
 
     @property
+    def capability(self) -> Path:
+        """What `naysay capability` measured."""
+        return self.path / "capability.json"
+
+    @property
+    def inspect_logs(self) -> Path:
+        """Logs that Inspect reads."""
+        return self.path / "inspect"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

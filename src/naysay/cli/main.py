@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from naysay.cli import compare, config, judge, lab, stages
+from naysay.cli import capability, compare, config, inspect, judge, lab, stages
 from naysay.cli.failures import INTERRUPTED, current_run, explain, explain_interruption
 
 app = typer.Typer(
@@ -22,8 +22,10 @@ app = typer.Typer(
 stages.register(app)
 compare.register(app)
 lab.register(app)
+capability.register(app)
 app.add_typer(config.app, name="config")
 app.add_typer(judge.app, name="judge")
+app.add_typer(inspect.app, name="inspect")
 
 
 def _print_version(wanted: bool) -> None:

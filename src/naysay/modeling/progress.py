@@ -1,7 +1,8 @@
 """Progress bars: ours shown, those of other libraries kept out of them."""
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 from rich.console import Console
 from rich.progress import (
@@ -51,6 +52,16 @@ class Advance:
 
     def __call__(self, units: float = 1) -> None:
         self._progress.advance(self._task, units)
+
+
+@contextmanager
+def bars_on_terminal_only() -> Iterator[None]:
+    """Where ours would not be shown, nothing that a library writes to stderr meanwhile is either."""
+    if Console(stderr=True).is_terminal:
+        yield
+        return
+    with redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextmanager

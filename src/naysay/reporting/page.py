@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from naysay.artifacts.manifest import Manifest
 from naysay.reporting import tables
+from naysay.reporting.capability import capability_table
 from naysay.reporting.categories import Categories, category_table
 from naysay.reporting.curves import explanation, training_curves
 from naysay.reporting.generations import UNJUDGED, Pair, side_by_side
@@ -49,6 +50,7 @@ def render(
     manifests: Sequence[Manifest],
     config_yaml: str,
     version: str,
+    capability: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole page. `title` and `subtitle` say what was aligned with what, `rules` how the verdict came about; the
     others are the run's files, and what was made of them."""
@@ -76,6 +78,7 @@ def render(
         outcomes=tables.outcomes(evaluation),
         suites=tables.suites(evaluation),
         judged=judged_outcomes(evaluation),
+        capability=capability_table(capability, evaluation.get("policy")),
         bars=[(bars, Markup(bars.svg)) for bars in outcome_bars(evaluation)],
         categories=category_table(categories),
         regressions=regressions,

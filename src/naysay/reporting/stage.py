@@ -37,8 +37,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
-    """What evaluation and training left, the rejected answers (for their categories), the config, and the manifests of
-    the stages before."""
+    """What evaluation and training left, the rejected answers (for their categories), the config, the manifests of the
+    stages before, and what `naysay capability` measured, where it was run."""
     files = {
         "evaluation": run.evaluation,
         "prompts": run.evaluation_prompts,
@@ -49,7 +49,8 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
         "config": run.config,
     }
     manifests = {f"manifest of {stage}": run.manifest_path(stage) for stage in STAGES if stage != "report"}
-    return {**files, **{name: path for name, path in manifests.items() if path.exists()}}
+    measured = {"capability": run.capability} if run.capability.exists() else {}
+    return {**files, **measured, **{name: path for name, path in manifests.items() if path.exists()}}
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
@@ -96,6 +97,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         verdict=verdict,
         rules=found,
         evaluation=evaluation,
+        capability=read_json(run.capability) if run.capability.exists() else None,
         kl_bound=kl_bound,
         metrics=metrics,
         pairs=pairs,
