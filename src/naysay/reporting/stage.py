@@ -27,10 +27,12 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
-    """The evaluation, the metrics, the generations, the config, and the manifests of the stages before."""
+    """The evaluation, the metrics, the generations, the config, the manifests of the stages before, and the checks of
+    early stopping."""
     files = {"evaluation": run.evaluation, "metrics": run.metrics, "generations": run.generations, "config": run.config}
     manifests = {f"manifest of {stage}": run.manifest_path(stage) for stage in STAGES if stage != "report"}
-    return {**files, **{name: path for name, path in manifests.items() if path.exists()}}
+    found = {**manifests, "dev": run.dev}
+    return {**files, **{name: path for name, path in found.items() if path.exists()}}
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
@@ -63,6 +65,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         evaluation=evaluation,
         kl_bound=kl_bound,
         metrics=metrics,
+        dev=read_json(run.dev)["checks"] if run.dev.exists() else [],
         generations=generations,
         manifests=manifests,
         config_yaml=run.config.read_text(encoding="utf-8"),
