@@ -110,7 +110,10 @@ def uneven_rows():
 
 def early_stopping(trainer, folder):
     """Scores five of the rows after every step, and stops after three without an improvement of almost everything."""
-    rows = [{"prompt_id": f"p{i}", "chosen": [], **row} for i, row in enumerate(uneven_rows()[:5])]
+    rows = [
+        {"prompt_id": f"p{i}", "chosen": [{"text": "Gladly", "finish": "stop"}], **row}
+        for i, row in enumerate(uneven_rows()[:5])
+    ]
     share = {"rank": trainer.args.process_index, "ranks": trainer.args.world_size}
     initial = frozen_initial(trainer.model, adapter_is_new=True)
     probe = DevProbe(
