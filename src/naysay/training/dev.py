@@ -175,9 +175,10 @@ class _Group:
             ids: Change(after - was, len(ids))
             for ids, was, after in zip(map(tuple, self.tokens[1]), before, now, strict=True)
         }
-        return GroupChange(
-            *([changed[ids] for ids in kind] for kind in (self.anchors, self.negatives, self.acceptable)), kl
+        anchors, negatives, acceptable = (
+            [changed[ids] for ids in kind] for kind in (self.anchors, self.negatives, self.acceptable)
         )
+        return GroupChange(anchors, negatives, acceptable, kl)
 
 
 def state_of(groups: Sequence[GroupChange], *, alpha: float, beta: float) -> DevState:
