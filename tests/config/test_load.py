@@ -289,6 +289,8 @@ def reader(key):
     if key.startswith("anchors.") and key.rsplit(".", 1)[-1] in SCHEDULE_KEYS:
         return {"anchors.schedule": "online"}
     section, _, name = key.partition(".")
+    if name.startswith("early_stopping.") and name != "early_stopping.enabled":
+        return {"training.early_stopping.enabled": True}
     if section == "training":
         return {
             "training.objective": next(o for o, cls in OBJECTIVES.items() if name.split(".")[0] in cls.model_fields)

@@ -6,6 +6,7 @@ import yaml
 from naysay.cli.compare import _EPILOG
 from naysay.config import load_config
 from naysay.config.objectives import OBJECTIVES
+from naysay.config.training import EarlyStoppingSettings
 from naysay.errors import ConfigError, RunDirectoryError
 from naysay.pipeline.compare_plan import (
     BASE_RATES,
@@ -194,3 +195,14 @@ def test_a_damaged_plan_is_one_line(tmp_path, content):
     (tmp_path / "p.yaml").write_text(content)
     with pytest.raises(RunDirectoryError, match="choose another --out"):
         check_saved_plan(tmp_path / "p.yaml", plan())
+
+
+def test_early_stopping_is_off_in_every_run_and_no_part_of_the_plan():
+    found = plan("training.early_stopping.enabled=true", "training.early_stopping.every=2")
+    for spec in (found.tuning("npo")[0], RunSpec("final", "d2o", 1e-4, 0, 12)):
+        assert found.run_config(spec).training.early_stopping == EarlyStoppingSettings()
+    assert found.values() == plan().values()
+    assert "early_stopping" not in found.values()["training"]
+    (line,) = unread_settings(found.config)
+    assert line.startswith("training.early_stopping = ")
+    assert line.endswith("(every objective is trained to its budget)")

@@ -59,3 +59,13 @@ def test_crowded_cores_are_said_once_where_the_model_computes_on_them(bench, mon
     assert [event.stage for event in bench.events if "compute threads" in event.text] == ["sample"] * said
     bench.do(f"model.device={device}")
     assert "compute threads" not in bench.notes()  # nothing is computed
+
+
+def test_what_early_stopping_most_likely_does_not_mean_is_said():
+    on = ["training.early_stopping.enabled=true", "training.max_steps=12"]
+    assert warnings(load_config(None, on)) == []
+    (line,) = warnings(load_config(None, [*on, "evaluation.split=dev"]))
+    assert "the figures will be those of the prompts that chose" in line
+    (line,) = warnings(load_config(None, [*on, "training.early_stopping.every=12"]))
+    assert "nothing is looked at before the last step" in line
+    assert warnings(load_config(None, ["evaluation.split=dev", "training.max_steps=2"])) == []

@@ -14,12 +14,17 @@ import torch
 from peft import LoraConfig
 
 from conftest import make_model, make_tokenizer
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.config.run import RunConfig
+from naysay.config.training import EarlyStoppingSettings
 from naysay.records import Anchor
 from naysay.training.balance import Dealing
 from naysay.training.config import D2OConfig
 from naysay.training.data import GroupSampler
+from naysay.training.dev import DevProbe
+from naysay.training.early_stopping import BestWeights, EarlyStopping
 from naysay.training.ranks import Ranks
-from naysay.training.refresh import AnchorSchedule
+from naysay.training.refresh import AnchorSchedule, frozen_initial
 from naysay.training.trainer import D2OTrainer
 
 SEED = 3
@@ -38,6 +43,11 @@ SCENARIOS = {
         {"per_device_train_batch_size": 2, "skip_weight_below": 0.49, "tokens_per_microbatch": 50},
     ),
     "refreshed": ({"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 2}),
+    # Twice the budget, but dev prompts end it after as many steps as the others take.
+    "stopped": (
+        {"per_device_train_batch_size": 4, "num_train_epochs": 2},
+        {"per_device_train_batch_size": 2, "num_train_epochs": 2},
+    ),
 }
 
 
@@ -98,15 +108,35 @@ def uneven_rows():
     return rows
 
 
+def early_stopping(trainer, folder):
+    """Scores five of the rows after every step, and stops after three without an improvement of almost everything."""
+    rows = [
+        {"prompt_id": f"p{i}", "chosen": [{"text": "Gladly", "finish": "stop"}], **row}
+        for i, row in enumerate(uneven_rows()[:5])
+    ]
+    share = {"rank": trainer.args.process_index, "ranks": trainer.args.world_size}
+    initial = frozen_initial(trainer.model, adapter_is_new=True)
+    probe = DevProbe(
+        RunDirectory(folder), RunConfig(), make_tokenizer(), rows, initial=initial, max_length=512, **share
+    )
+    writes = trainer.args.should_save
+    return EarlyStopping(
+        measure=lambda: probe.measure(trainer.model),
+        weights=BestWeights(folder, lambda path: trainer.save_model(str(path)), writes=writes),
+        settings=EarlyStoppingSettings(enabled=True, every=1, patience=3, min_improvement=0.99, max_kl=1e6),
+        log=folder / "dev.json",
+        writes=writes,
+    )
+
+
 def train(folder, name, *, ranks):
     """Train one scenario as one of `ranks` processes; what comes out, as JSON and tensors below `folder`."""
-    lora, refreshed = name in {"lora", "refreshed"}, name == "refreshed"
+    lora, refreshed = name in {"lora", "refreshed", "stopped"}, name == "refreshed"
     arguments = D2OConfig(
         output_dir=str(folder / name),
         optim="adamw_torch" if lora else "sgd",
         learning_rate=1e-3 if lora else 0.05,
         lr_scheduler_type="constant",
-        num_train_epochs=1,
         max_grad_norm=1e6,
         save_strategy="no",
         disable_tqdm=True,
@@ -114,7 +144,7 @@ def train(folder, name, *, ranks):
         seed=SEED,
         dataloader_pin_memory=False,
         **({"ddp_backend": "gloo"} if ranks > 1 else {}),
-        **{"tokens_per_microbatch": BUDGET} | SCENARIOS[name][ranks - 1],
+        **{"tokens_per_microbatch": BUDGET, "num_train_epochs": 1} | SCENARIOS[name][ranks - 1],
     )
     trainer = Recorded(
         model=make_model(dtype=torch.float64),
@@ -128,6 +158,9 @@ def train(folder, name, *, ranks):
     RecordedRanks.work.clear()
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
+    stopping = early_stopping(trainer, folder / name) if name == "stopped" else None
+    if stopping is not None:
+        trainer.add_callback(stopping)
     trainer.train()
     groups = trainer.train_dataset.groups
     return {
@@ -140,6 +173,7 @@ def train(folder, name, *, ranks):
         "log": [row for row in trainer.state.log_history if "margin" in row],
         "work": list(RecordedRanks.work),
         "steps": trainer.state.global_step,
+        "dev": stopping._checks if stopping is not None else [],
     }
 
 

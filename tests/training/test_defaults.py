@@ -28,7 +28,16 @@ SAME_MEANING = {
     "groups_per_step": "per_device_train_batch_size",
 }
 # Same meaning, another way to say "off"; or how often a run is saved, which is the command line's own affair.
-ELSEWHERE = {"method", "seed", "max_steps", "gradient_checkpointing", "save_steps", "lora", "trainer_args"}
+ELSEWHERE = {
+    "method",
+    "seed",
+    "max_steps",
+    "gradient_checkpointing",
+    "save_steps",
+    "early_stopping",
+    "lora",
+    "trainer_args",
+}
 
 
 @pytest.fixture(scope="module")

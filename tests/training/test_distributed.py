@@ -113,3 +113,15 @@ def test_refreshed_anchors_are_the_same_on_both_ranks_and_in_one_process(two_pro
         assert mine == pytest.approx(expected, rel=1e-6)
     written = [sorted(p.name for p in (f / "refreshed").glob("anchors-*")) for f in (two_processes[1], one_process[1])]
     assert written == [["anchors-round-1.jsonl", "anchors-round-2.jsonl"]] * 2
+
+
+def test_dev_prompts_stop_both_ranks_at_the_same_step(two_processes, one_process):
+    first, second = two_processes[0]["stopped"]
+    alone = one_process[0]["stopped"]
+    assert first["dev"] == second["dev"]
+    assert [check["step"] for check in alone["dev"]] == [0, 1, 2, 3]
+    for mine, expected in zip(first["dev"], alone["dev"], strict=True):
+        assert mine == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    for _, folder in (two_processes, one_process):
+        assert [path.name for path in (folder / "stopped").glob("best-*")] == ["best-0"]
+        assert (folder / "stopped" / "best-0" / "adapter_model.safetensors").exists()

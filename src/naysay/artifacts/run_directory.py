@@ -74,6 +74,10 @@ class RunDirectory:
         return self.path / "train" / "guard.json"
 
     @property
+    def dev(self) -> Path:
+        return self.path / "train" / "dev.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

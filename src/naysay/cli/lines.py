@@ -80,6 +80,12 @@ def print_result(config: "RunConfig", run: "RunDirectory") -> None:
     typer.echo(f"\n# use it\n{loading_snippet(config, run)}")
 
 
+def early_stop(run: "RunDirectory") -> str | None:
+    """What early stopping did to the training; None where it is off, or the collapse guard had the last word."""
+    manifest = run.manifest("train")
+    return None if manifest is None else manifest.counts.get("early_stopping", {}).get("said")
+
+
 def end_if_stopped(run: "RunDirectory") -> None:
     """Exit with code 3 where the collapse guard stopped the training, after saying why and what was kept."""
     manifest = run.manifest("train")

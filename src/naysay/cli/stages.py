@@ -5,7 +5,7 @@ import typer
 from naysay.cli import options as flags
 from naysay.cli.environment import prepare_environment
 from naysay.cli.failures import current_run
-from naysay.cli.lines import StageLines, end_if_stopped, print_result
+from naysay.cli.lines import StageLines, early_stop, end_if_stopped, print_result
 from naysay.cli.options import RunOptions, resolve
 
 STAGE_HELP = {
@@ -99,6 +99,8 @@ def run_command(options: RunOptions, stages: tuple[str, ...]) -> None:
     if "ingest" in stages and config.data.path.startswith("embedded:") and not chosen:
         show(Event("note", text=f"no input file given: using the embedded rejected answers ({config.data.path})"))
     run = run_stages(config, out, stages, redo=options.redo, reuse=options.reuse, on_event=show)
+    if "train" in stages and (said := early_stop(run)) is not None:
+        show(Event("note", "train", text=said))
     if "report" in stages:
         print_result(config, run)
     if "train" in stages:

@@ -41,6 +41,11 @@ class RunConfig(Section):
                 f"anchors.schedule is online, but training.objective {self.training.objective!r} reads no anchors; "
                 "use anchors.schedule: offline, or an objective that reads them"
             )
+        if self.training.early_stopping.enabled and self.data.limit.dev == 0:
+            raise ValueError(
+                "training.early_stopping.enabled needs dev prompts, and data.limit.dev is 0; raise it, or leave early "
+                "stopping off"
+            )
         if self.anchors.acceptable_share > 0.0 and self.training.anchors_read != "all":
             raise ValueError(
                 f"anchors.acceptable_share is {self.anchors.acceptable_share:g}, but training.objective "

@@ -31,6 +31,34 @@ class LoraSettings(Section):
         return self
 
 
+class EarlyStoppingSettings(Section):
+    """When training ends before its budget, by what it does to dev prompts, which are not trained on.
+
+    The objective has no finite minimiser. Dev answers are scored every few steps, and the weights of the best check are
+    the result. Held-out prompts are never looked at.
+    """
+
+    enabled: bool = False
+    """Whether dev prompts are scored, and whether they end the training."""
+
+    every: int = Field(default=5, ge=1)
+    """Optimizer steps between checks; there is one before step 1, and the last step is always checked."""
+
+    prompts: int = Field(default=32, ge=1)
+    """At most so many dev prompts are scored: those with an acceptable answer first, then in the order of their ids."""
+
+    patience: int = Field(default=3, ge=1)
+    """Stop after so many checks without an improvement: of the separation (acceptable minus rejected answers) where at
+    least 8 of these prompts have an acceptable answer, else of the loss."""
+
+    min_improvement: float = Field(default=0.01, ge=0.0, lt=1.0)
+    """What counts as an improvement, as a share of the best value so far."""
+
+    max_kl: float = Field(default=0.1, gt=0.0)
+    """Stop where KL(initial policy || policy) on dev anchors is above this, in nats per token; such a check is never
+    the best."""
+
+
 class TrainingSettings(Section):
     """What every objective reads."""
 
@@ -78,6 +106,9 @@ class TrainingSettings(Section):
 
     save_steps: int = Field(default=10, ge=1)
     """Optimizer steps between checkpoints (what a killed run loses at most)."""
+
+    early_stopping: EarlyStoppingSettings = Field(default_factory=EarlyStoppingSettings)
+    """When training ends before its budget."""
 
     lora: LoraSettings = Field(default_factory=LoraSettings)
     """Settings of the adapter; not read when `method` is `full`."""

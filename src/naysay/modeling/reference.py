@@ -91,6 +91,21 @@ def score_groups(
     ]
 
 
+def score_now(
+    model: nn.Module, groups: Sequence[TokenGroup], *, tokens_per_microbatch: int, head_chunk: int | None
+) -> list[list[float]]:
+    """Sums of log-probs (nats) of every response under a policy that changes: no cache, no gradient."""
+    found = [[0.0] * len(answers) for _, answers in groups]
+    enable_group_forward(model)
+    with torch.no_grad(), eval_mode(model):
+        for batch in _plan(groups, tokens_per_microbatch):
+            pieces = [_piece(groups, piece) for piece in batch]
+            logps = response_logps(model, pieces, head_chunk=head_chunk).double().tolist()
+            for (index, i), logp in zip(((index, i) for index, part in batch for i in part), logps, strict=True):
+                found[index][i] = logp
+    return found
+
+
 def _plan(groups: Sequence[TokenGroup], budget: int) -> list[list[tuple[int, list[int]]]]:
     """Batches of (group, its response indices); a group above the budget is split."""
     pieces: list[tuple[int, list[int]]] = []

@@ -46,6 +46,7 @@ SET_HERE = {
     "training.max_steps": "--budget decides",
     "training.epochs": "--budget decides",
     "training.seed": "--seeds decides",
+    "training.early_stopping": "every objective is trained to its budget",
     "evaluation.split": "rates are chosen on dev, the table is of heldout",
 }
 """Settings that a comparison decides itself, and how."""
@@ -127,6 +128,7 @@ class Plan:
             raw["judges"] = []  # a learning rate is chosen without them, and they may cost money
         # Every objective is trained to its budget; what it did to the model is measured.
         raw["guard"] = {"enabled": False}
+        raw["training"]["early_stopping"] = {"enabled": False}
         return parse_config(raw, origin=f"objective {spec.objective}")
 
     def values(self) -> dict[str, Any]:

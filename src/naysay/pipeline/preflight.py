@@ -98,6 +98,21 @@ def check_objective(config: RunConfig, run: RunDirectory) -> None:
         )
 
 
+def check_dev(config: RunConfig, run: RunDirectory) -> None:
+    """Check that what `ingest` left holds prompts that early stopping can look at.
+
+    Raises:
+        DataError: no dev prompt has a rejected answer.
+    """
+    if not config.training.early_stopping.enabled:
+        return
+    if not any(prompt.split == "dev" for prompt in read_records(run.prompts, Prompt)):
+        raise DataError(
+            f"{config.data.path}: training.early_stopping needs prompts with a rejected answer in the dev split, found "
+            "none; raise data.dev_fraction, give more rows, or leave early stopping off"
+        )
+
+
 def crowded_cores(config: RunConfig) -> str | None:
     """What to say before a stage whose model computes on cores that other processes use; None where they are free."""
     from naysay.modeling import threads
@@ -108,6 +123,28 @@ def crowded_cores(config: RunConfig) -> str | None:
 
 def warnings(config: RunConfig) -> list[str]:
     """What a config asks for that is allowed and most likely not meant, one line each."""
+    return [*_anchor_warnings(config), *_early_stopping_warnings(config)]
+
+
+def _early_stopping_warnings(config: RunConfig) -> list[str]:
+    stopping, steps = config.training.early_stopping, config.training.max_steps
+    if not stopping.enabled:
+        return []
+    found = []
+    if config.evaluation.split == "dev":
+        found.append(
+            "training.early_stopping chooses weights on dev prompts and evaluation.split is dev: the figures will be "
+            "those of the prompts that chose; report held-out ones"
+        )
+    if steps is not None and stopping.every >= steps:
+        found.append(
+            f"training.early_stopping.every is {stopping.every} and training ends after {steps} steps: nothing is "
+            "looked at before the last step; lower it"
+        )
+    return found
+
+
+def _anchor_warnings(config: RunConfig) -> list[str]:
     anchors, steps = config.anchors, config.training.max_steps
     if anchors.schedule == "online" and steps is not None and max(anchors.warmup_steps, 1) >= steps:
         return [

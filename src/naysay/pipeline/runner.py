@@ -17,7 +17,7 @@ from naysay.pipeline.acceptance import Request, accept_config, finish_redo, make
 from naysay.pipeline.completion import Partial, clear_work, is_done, output_digests, relative_names, remove_stage
 from naysay.pipeline.graph import Modules, execute, position
 from naysay.pipeline.identity import MISSING, Digests, Identity, identify
-from naysay.pipeline.preflight import check_objective, check_settings, check_split, crowded_cores, warnings
+from naysay.pipeline.preflight import check_dev, check_objective, check_settings, check_split, crowded_cores, warnings
 from naysay.pipeline.reuse import open_other_run, take_over
 
 
@@ -85,6 +85,7 @@ def run_stages(
                 check_split(config, request.run)
             if stage == "ingest" and "train" in request.stages:
                 check_objective(config, request.run)
+                check_dev(config, request.run)
         finish_redo(request)
     return request.run
 

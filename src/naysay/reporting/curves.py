@@ -92,9 +92,22 @@ _PLANS = (
 )
 
 
-def training_curves(rows: Sequence[MetricRow]) -> list[Curve]:
-    """Draw the curves of train/metrics.jsonl (one row a step); a metric that no row has is left out."""
-    return [_draw(plan, rows) for plan in _PLANS if any(_values(rows, metric) for metric, _ in plan.series)]
+_DEV = _Plan(
+    "dev",
+    "Dev prompts, not trained on",
+    (("separation", "separation"), ("kl", "KL to the initial policy")),
+    "nats/token",
+    "Acceptable minus rejected answers, and how far the model has moved on its own; the weights are those of the best "
+    "check.",
+    0.0,
+)
+
+
+def training_curves(rows: Sequence[MetricRow], dev: Sequence[MetricRow] = ()) -> list[Curve]:
+    """Draw the curves of train/metrics.jsonl (one row a step) and of the checks of train/dev.json; a metric that no row
+    has is left out."""
+    drawn = [_draw(plan, rows) for plan in _PLANS if any(_values(rows, metric) for metric, _ in plan.series)]
+    return [*drawn, *([_draw(_DEV, dev)] if dev else [])]
 
 
 def explanation(rows: Sequence[MetricRow], objective: str) -> list[str]:

@@ -44,6 +44,7 @@ def render(
     evaluation: Mapping[str, Any],
     kl_bound: float,
     metrics: Sequence[Mapping[str, Any]],
+    dev: Sequence[Mapping[str, Any]],
     pairs: Sequence[Pair],
     regressions: Regressions,
     categories: Categories,
@@ -64,8 +65,9 @@ def render(
     # Markup marks what we wrote ourselves: the style sheet, and drawings that hold numbers and fixed labels only.
     return template.render(
         style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
-        curves=[(curve, Markup(curve.svg)) for curve in training_curves(metrics)],
+        curves=[(curve, Markup(curve.svg)) for curve in training_curves(metrics, dev)],
         explanation=explanation(metrics, objective),
+        early_stopping=tables.early_stopping(manifests),
         title=title,
         subtitle=subtitle,
         tone=tone,

@@ -38,7 +38,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
     """What evaluation and training left, the rejected answers (for their categories), the config, the manifests of the
-    stages before, and what `naysay capability` measured, where it was run."""
+    stages before; the checks of early stopping and what `naysay capability` measured, where they are there."""
     files = {
         "evaluation": run.evaluation,
         "prompts": run.evaluation_prompts,
@@ -49,8 +49,8 @@ def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
         "config": run.config,
     }
     manifests = {f"manifest of {stage}": run.manifest_path(stage) for stage in STAGES if stage != "report"}
-    measured = {"capability": run.capability} if run.capability.exists() else {}
-    return {**files, **measured, **{name: path for name, path in manifests.items() if path.exists()}}
+    found = {**manifests, "dev": run.dev, "capability": run.capability}
+    return {**files, **{name: path for name, path in found.items() if path.exists()}}
 
 
 def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
@@ -100,6 +100,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         capability=read_json(run.capability) if run.capability.exists() else None,
         kl_bound=kl_bound,
         metrics=metrics,
+        dev=read_json(run.dev)["checks"] if run.dev.exists() else [],
         pairs=pairs,
         regressions=regressions,
         categories=categories,

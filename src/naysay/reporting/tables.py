@@ -243,6 +243,13 @@ def counts(manifest: Manifest) -> Table:
     return Table(manifest.stage, ("Count", "Number"), rows, foot)
 
 
+def early_stopping(manifests: Sequence[Manifest]) -> str:
+    """What early stopping did, as a sentence; empty where it is off, or the collapse guard had the last word."""
+    counts = next((item.counts for item in manifests if item.stage == "train"), {})
+    said = str(counts.get("early_stopping", {}).get("said", ""))
+    return f"{said[0].upper()}{said[1:]}." if said else ""
+
+
 def adds_up(group: Mapping[str, Any]) -> bool:
     """True when some group of counts has an `in`, and each that has one equals the sum of its other counts."""
     here = [_total(value) for key, value in group.items() if key != "in"]

@@ -20,11 +20,13 @@ from naysay.modeling.chat import template_file
 from naysay.modeling.loading import load_model, load_tokenizer, resolve
 from naysay.training.checkpoints import last_complete, remove_incomplete
 from naysay.training.config import D2OConfig
+from naysay.training.dev import DevProbe, dev_rows
+from naysay.training.early_stopping import BestWeights, EarlyStopping
 from naysay.training.guard import CollapseGuard
 from naysay.training.probe import Probe
 from naysay.training.progress import TrainingProgress
 from naysay.training.references import Reference
-from naysay.training.refresh import AnchorSchedule, AnchorSource
+from naysay.training.refresh import AnchorSchedule, AnchorSource, frozen_initial
 from naysay.training.rows import files, normal_file, normal_rows, training_rows
 from naysay.training.trainer import D2OTrainer
 
@@ -50,6 +52,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
     training = config.training.model_dump(mode="json")
     if config.training.method == "full":
         training.pop("lora")
+    if not config.training.early_stopping.enabled:
+        training.pop("early_stopping")
     training["seed"] = _seed(config)
     online = config.anchors.schedule == "online"
     redrawn = {name: getattr(config, name).model_dump(mode="json") for name in ("anchors", "sampling")}
@@ -65,10 +69,9 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(config: RunConfig, run: RunDirectory) -> dict[str, Path]:
     training = config.training
+    acceptable = training.needs_chosen or training.needs_normal or training.early_stopping.enabled
     found = {
-        **files(
-            run, acceptable=training.needs_chosen or training.needs_normal or config.anchors.acceptable_share > 0.0
-        ),
+        **files(run, acceptable=acceptable or config.anchors.acceptable_share > 0.0),
         "model": resolve(config.model.name, config.model.revision),
         **template_file(config.model),
     }
@@ -86,13 +89,15 @@ def outputs(config: RunConfig, run: RunDirectory) -> list[Path]:
     # The model card is the report's, which knows the evaluation.
     files = {folder / config_file, *(path for path in folder.glob("*") if path.name != "README.md")}
     guard = [run.guard] if config.guard.enabled else []
-    return [*sorted(files), run.metrics, run.train / GROUPS, normal_file(run), *guard]
+    dev = [run.dev] if config.training.early_stopping.enabled else []
+    return [*sorted(files), run.metrics, run.train / GROUPS, normal_file(run), *guard, *dev]
 
 
 def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | None = None) -> dict[str, Any]:
     """Train, going on from the last complete checkpoint of a killed run.
 
-    Where the collapse guard stops it, the weights of its last check that held are the result, and guard.json says why.
+    Where the collapse guard stops it, the weights of its last check that held are the result, and guard.json says why;
+    else, with early stopping, those of the best check on dev prompts.
 
     Args:
         config: the whole configuration.
@@ -100,7 +105,7 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
         anchor_source: redraws anchors where `anchors.schedule` is online.
 
     Raises:
-        DataError: no group with a negative and an anchor.
+        DataError: no group with a negative and an anchor, or none of the dev split for early stopping.
         ModelError: the model, a reference or the settings cannot be used.
         NonFiniteLossError: stopped before the optimizer step, and the guard is off.
     """
@@ -112,6 +117,8 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
             f"{run.selection}: no training prompt has a usable anchor; lower anchors.temperature, raise "
             "anchors.max_new_tokens, or relax anchors.filters"
         )
+    stopping = config.training.early_stopping
+    looked_at = dev_rows(run, stopping.prompts) if stopping.enabled else []
     normal = normal_rows(run) if config.training.needs_normal else None
     arguments = _arguments(config, run)
     tokenizer = load_tokenizer(config.model)
@@ -133,16 +140,20 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
         write_jsonl(run.train / GROUPS, groups)
         write_jsonl(normal_file(run), ({"prompt_id": row["prompt_id"]} for row in normal or ()))
         guard = _guard(trainer, config, run, tokenizer, rows) if config.guard.enabled else None
-        _train(trainer, run, guard)
+        early = _early_stopping(trainer, config, run, tokenizer, looked_at) if stopping.enabled else None
+        _train(trainer, run, guard, early)
         history = [row for row in trainer.state.log_history if "loss" in row]
         write_jsonl(run.metrics, [{name: row.get(name) for name in ("step", "epoch", *_METRICS)} for row in history])
         folder = run.adapter if config.training.method == "lora" else run.model
-        if guard is not None and guard.stop is not None:
-            write_directory_atomic(folder, lambda temporary: _copy(_good(run), temporary))
-        else:
+        kept = _kept(run, guard, early)
+        if kept is None:
             write_directory_atomic(folder, lambda temporary: _save(trainer, temporary))
+        else:
+            write_directory_atomic(folder, lambda temporary: _copy(kept, temporary))
     counts = _counts(trainer, rows, groups)
-    return counts if guard is None or guard.stop is None else {**counts, "guard": asdict(guard.stop)}
+    if guard is not None and guard.stop is not None:
+        return {**counts, "guard": asdict(guard.stop)}
+    return counts if early is None else {**counts, "early_stopping": early.result}
 
 
 def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
@@ -206,17 +217,38 @@ def _guard(
     )
 
 
+def _early_stopping(
+    trainer: D2OTrainer, config: RunConfig, run: RunDirectory, tokenizer: Any, rows: Sequence[dict[str, Any]]
+) -> EarlyStopping:
+    initial = frozen_initial(trainer.model, adapter_is_new=config.training.method == "lora")
+    probe = DevProbe(run, config, tokenizer, rows, initial=initial, max_length=trainer.max_length)
+    return EarlyStopping(
+        measure=lambda: probe.measure(trainer.model),
+        weights=BestWeights(run.train, lambda temporary: _save(trainer, temporary)),
+        settings=config.training.early_stopping,
+        log=run.dev,
+    )
+
+
+def _kept(run: RunDirectory, guard: CollapseGuard | None, early: EarlyStopping | None) -> Path | None:
+    """The weights that are the result; None = as they are at the end of the training."""
+    if guard is not None and guard.stop is not None:
+        return _good(run)
+    return None if early is None else early.best
+
+
 def _good(run: RunDirectory) -> Path:
     """The weights of the guard's last check that held."""
     return run.train / "good"
 
 
-def _train(trainer: D2OTrainer, run: RunDirectory, guard: CollapseGuard | None) -> None:
+def _train(trainer: D2OTrainer, run: RunDirectory, guard: CollapseGuard | None, early: EarlyStopping | None) -> None:
     trainer.remove_callback(_printer())
     remove_incomplete(run.train)
     found = last_complete(run.train)
-    if guard is not None:
-        trainer.add_callback(guard)
+    for callback in (guard, early):
+        if callback is not None:
+            trainer.add_callback(callback)
     try:
         with _progress(trainer):
             trainer.train(resume_from_checkpoint=str(found) if found else None)

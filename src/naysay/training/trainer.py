@@ -370,6 +370,11 @@ class D2OTrainer(Trainer):
             mark_complete(folder, self.reference_digests)
 
     @property
+    def max_length(self) -> int:
+        """Longest prompt plus answer in tokens: `args.max_length`, or the model's context where that is shorter."""
+        return self._preparation.max_length
+
+    @property
     def _ranks(self) -> Ranks:
         return Ranks(self.accelerator)
 
