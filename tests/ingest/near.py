@@ -3,7 +3,7 @@
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,4 +44,6 @@ def index(sets: Sequence[Shingles], threshold: float, per_bucket: int = 5) -> It
             writers[number % 2].add(number, tokens, sizes[-1])
         for writer in writers:
             writer.close()
-        yield NearDuplicates(folder, np.concatenate(sizes), [len(size) for size in sizes], threshold)
+        found = NearDuplicates(folder, np.concatenate(sizes), [len(size) for size in sizes], threshold)
+        with closing(found):
+            yield found

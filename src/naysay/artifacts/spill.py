@@ -6,6 +6,7 @@ wrote a spill reads it. Nothing of it outlives its stage.
 
 import marshal
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -110,9 +111,25 @@ def read_arrays(folder: Path, name: str, part: int, dtype: Any) -> np.ndarray:
     return np.concatenate(found) if found else np.empty(0, dtype)
 
 
-def read_array(folder: Path, name: str, part: int, dtype: Any, start: int, count: int) -> np.ndarray:
-    """`count` numbers of a part that one writer wrote, from number `start` on."""
-    return np.fromfile(_file(folder, name, part, 0), dtype, count, offset=start * np.dtype(dtype).itemsize)
+class ArrayReader:
+    """Single stretches of the numbers that one writer wrote. A part's file is opened once, at its first stretch."""
+
+    def __init__(self, folder: Path, name: str, dtype: Any):
+        self.folder, self.name, self.dtype = folder, name, np.dtype(dtype)
+        self._files: dict[int, FileIO] = {}
+
+    def read(self, part: int, start: int, count: int) -> np.ndarray:
+        """`count` numbers of a part, from number `start` on."""
+        file = self._files.get(part)
+        if file is None:
+            file = self._files[part] = _file(self.folder, self.name, part, 0).open("rb", buffering=0)
+        size = self.dtype.itemsize
+        file.seek(start * size)
+        return np.frombuffer(file.read(count * size), self.dtype)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
 
 def _pack(folder: Path, name: str, writer: int) -> Path:

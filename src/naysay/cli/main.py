@@ -48,7 +48,8 @@ def root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0 done, 1 internal, 2 the user's mistake, 130 interrupted."""
+    """Run a command line and return its exit code: 0 done, 1 internal, 2 the user's mistake, 3 stopped by the guard,
+    130 interrupted."""
     token = current_run.set(None)
     try:
         with _terminate_as_interrupt():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from naysay.artifacts.spill import SpillWriter, read_array, read_arrays
+from naysay.artifacts.spill import ArrayReader, SpillWriter, read_arrays
 
 _ROUNDING = 1e-9
 """`t * n` of floats may land just above the whole number that it is."""
@@ -110,9 +110,14 @@ class NearDuplicates:
         self._folder = folder
         self._starts = np.cumsum([0, *counts])
         self._sizes = sizes
+        self._sets = ArrayReader(folder, "shingles", np.uint64)
         self._set = lru_cache(_KEPT_SETS)(self._read_set)
         self._different: set[tuple[int, int]] = set()
         self._found = {*found}
+
+    def close(self) -> None:
+        """Close the files of shingles."""
+        self._sets.close()
 
     def clusters(self, members: np.ndarray) -> np.ndarray:
         """Connected components of "is a near-duplicate of" among `members` (a mask).
@@ -185,7 +190,7 @@ class NearDuplicates:
     def _read_set(self, item: int) -> frozenset[int]:
         bucket = int(np.searchsorted(self._starts, item, side="right")) - 1
         start, size = int(self._sizes[self._starts[bucket] : item].sum()), int(self._sizes[item])
-        return frozenset(read_array(self._folder, "shingles", bucket, np.uint64, start, size).tolist())
+        return frozenset(self._sets.read(bucket, start, size).tolist())
 
 
 def _entry(tokens: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ def run(config: RunConfig, run: RunDirectory, *, count_tokens: TokenCounter | No
     lengths = None if count_tokens is None else LengthCheck(config.model.max_length, count_tokens)
     with _progress() as progress, scratch_folder(run.ingest_parts) as folder, second_process(sources) as second:
         prompts = read_prompts(config, sources, lengths, folder, _Watch(progress), second)
-        near = _near_duplicates(config, prompts, folder, second)
-        split = split_prompts(prompts.negatives > 0, prompts.asked, prompts.split_draw, near, config.data)
+        with closing(_near_duplicates(config, prompts, folder, second)) as near:
+            split = split_prompts(prompts.negatives > 0, prompts.asked, prompts.split_draw, near, config.data)
         kept = _limited(config, prompts, split)
         if not (kept == TRAIN).any():
             raise DataError(_nothing_to_train_on(config, prompts, split))
