@@ -27,6 +27,10 @@ class ModelError(NaysayError, ValueError):
     """A model, tokenizer, adapter or chat template cannot be used as asked."""
 
 
+class NonFiniteLogitsError(ModelError):
+    """A model's scores of the next token are NaN or infinite, so nothing can be drawn from it."""
+
+
 class ConversationError(ModelError):
     """The model's chat template refuses one conversation; others may do."""
 

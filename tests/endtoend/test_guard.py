@@ -41,14 +41,19 @@ def test_a_destructive_run_ends_with_the_last_good_weights_and_code_3(naysay, tm
     assert naysay.run("run").manifest("train") == before
 
 
-@pytest.mark.parametrize("rate", ["1e20"])
-def test_a_loss_that_is_not_finite_leaves_the_initial_weights(naysay, rate):
-    settings = ("training.objective=ga", f"training.learning_rate={rate}", "training.max_grad_norm=1e30")
-    assert naysay(*naysay.command("run", *settings, "training.max_steps=6", "guard.every=6")) == 3
-    stop = read_json(naysay.run("run").guard)["stop"]
-    assert stop["bound"] == "finite_loss"
+@pytest.mark.parametrize(("every", "bounds"), [(6, {"finite_loss"}), (1, {"max_anchor_fall", "entropy_range"})])
+def test_scores_that_are_not_finite_leave_the_initial_weights(naysay, every, bounds):
+    """Seen by the loss of the next step, or by the guard's own check before it."""
+    settings = ("training.objective=ga", "training.learning_rate=1e20", "training.max_grad_norm=1e30")
+    assert naysay(*naysay.command("run", *settings, "training.max_steps=6", f"guard.every={every}")) == 3
+    run = naysay.run("run")
+    stop = read_json(run.guard)["stop"]
+    assert stop["bound"] in bounds
     assert stop["kept_step"] == 0
-    assert read_json(naysay.run("run").summary)["verdict_label"] == "stopped"
+    assert read_json(run.summary)["verdict_label"] == "stopped"
+    assert not (run.adapter / "guard_step.json").exists()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(naysay.model), str(run.adapter))
+    assert torch.isfinite(model(input_ids=torch.tensor([[5, 6, 7]])).logits).all()
 
 
 def test_without_the_guard_it_is_not_stopped(naysay):

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import chi2
 
 from conftest import make_model, make_tokenizer
+from naysay.errors import NonFiniteLogitsError
 from naysay.generation import truncation
 from naysay.generation.hf import HFSampler, InverseCdfSampling
 from naysay.generation.sampler import Request, SamplingSettings
@@ -154,3 +155,22 @@ def test_the_first_two_tokens_have_their_exact_probabilities(temperature, top_k,
     statistic = sum((found - wanted) ** 2 / wanted for found, wanted in cells if wanted > 0)
     assert statistic < chi2.ppf(0.999, len(cells) - 1)
     assert len(cells) > 8
+
+
+@pytest.mark.parametrize("top_k", [0, 5])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("bad", [[float("nan")], [float("inf")], [float("nan")] * 3000, [-float("inf")] * 3000])
+def test_scores_that_are_not_finite_are_refused(top_k, top_p, bad):
+    scores = torch.randn(3, 3000, generator=torch.Generator().manual_seed(0))
+    scores[1, : len(bad)] = torch.tensor(bad)
+    with pytest.raises(NonFiniteLogitsError, match="NaN or infinite in 1 of 3 rows"):
+        draw_tokens(scores, torch.tensor([0.1, 0.5, 0.9]), settings(1.0, top_k, top_p))
+
+
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_a_forbidden_token_is_no_broken_score(top_k):
+    scores = torch.full((2, 300), -torch.inf)
+    scores[:, 7] = 1.0
+    tokens, logprobs = draw_tokens(scores, torch.tensor([0.1, 0.99]), settings(1.0, top_k, 0.9))
+    assert tokens.tolist() == [7, 7]
+    assert logprobs.tolist() == [0.0, 0.0]

@@ -12,6 +12,8 @@ from conftest import make_model
 from naysay.core.logprobs import FrozenLinear, kl_by_token, token_logps
 from naysay.core.prefix import branch_mask, layout_groups, pack_groups, plan_microbatches, split_group
 from naysay.errors import DataError, ModelError
+from naysay.modeling import branch_attention
+from naysay.modeling.branch_attention import BranchMasks
 from naysay.modeling.forward import causal_lm, enable_group_forward, lm_head, one_at_a_time_logps, response_logps
 from peak_bytes import PeakBytes
 
@@ -339,3 +341,54 @@ def test_the_memory_of_a_step_does_not_grow_with_the_vocabulary():
     small, large = peak_of_a_step(8192), peak_of_a_step(49152)
     assert small > 4 * 2**22  # the logits of one chunk were seen
     assert large <= 1.05 * small
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("first", ["sdpa", "eager"])
+def test_an_attention_that_is_set_later_is_noticed(first, attention):
+    model = make_model(dtype=torch.float64)
+    model.set_attn_implementation(first)
+    enable_group_forward(model)
+    expected = one_at_a_time_logps(model, GROUPS)
+    model.set_attn_implementation(attention)
+    if (first, attention) != ("eager", "eager"):
+        with pytest.raises(ModelError, match=f"set to '{attention}' after .* call enable_group_forward"):
+            response_logps(model, GROUPS, head_chunk=None)
+    assert enable_group_forward(model)
+    assert model._naysay.masks == ("branches" if attention == "sdpa" else "full")
+    assert torch.allclose(response_logps(model, GROUPS, head_chunk=None), expected, atol=1e-9)
+    assert torch.allclose(one_at_a_time_logps(model, GROUPS), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("groups", [[], [([5, 9], [])], [([5, 9], []), ([4], [])]])
+def test_groups_without_any_answer_are_refused(groups, attention):
+    model = make_model()
+    model.set_attn_implementation(attention)
+    enable_group_forward(model)
+    with pytest.raises(DataError, match="expected an answer to score, found"):
+        response_logps(model, groups, head_chunk=None)
+
+
+def test_a_group_without_answers_may_stand_beside_others():
+    model = make_model(dtype=torch.float64)
+    enable_group_forward(model)
+    expected = response_logps(model, GROUPS, head_chunk=None)
+    found = response_logps(model, [([5, 9], []), *GROUPS, ([7], [])], head_chunk=None)
+    assert torch.allclose(found, expected, atol=1e-12)
+    wanted = gradients(model, expected)
+    for name, gradient in gradients(model, found).items():
+        assert torch.allclose(gradient, wanted[name], atol=1e-12), name
+
+
+def test_heads_with_gaps_are_not_given_to_the_flash_kernels():
+    """The kernels read the last dimension as contiguous, whatever its stride is."""
+    batch, branches = pack_groups(GROUPS)
+    masks = BranchMasks(branches, batch.position_ids[0])
+    tokens = batch.input_ids.shape[1]
+    gapped = [torch.randn(1, heads, 8, tokens, dtype=torch.float64).transpose(2, 3) for heads in (4, 2, 2)]
+    found = branch_attention.branch_attention(None, *gapped, None, naysay_branches=masks)[0]
+    expected = branch_attention.branch_attention(None, *(x.contiguous() for x in gapped), None, naysay_branches=masks)[
+        0
+    ]
+    assert torch.allclose(found, expected, atol=1e-12)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
 
 from conftest import make_model
 from naysay.core.products import frozen_linear
@@ -153,3 +153,54 @@ def test_a_frozen_product_equals_linear(rows, dtype):
     assert (found.double() - expected).abs().max() < tolerance
     back = frozen_linear(expected.to(dtype), weight.to(dtype).T)
     assert (back.double() - expected @ weight.double()).abs().max() < 40 * tolerance
+
+
+@pytest.mark.parametrize("way", ["merge_and_unload", "unload"])
+def test_a_model_runs_on_without_its_adapter(way):
+    model = adapted()
+    expected = model(input_ids=IDS).logits.detach()
+    with model.disable_adapter():
+        without = model(input_ids=IDS).logits.detach()
+    bind_lora_layers(model)
+    bare = getattr(model, way)()
+    found = bare(input_ids=IDS).logits
+    assert torch.allclose(found, expected if way == "merge_and_unload" else without, rtol=1e-8, atol=1e-9)
+    assert (expected - without).abs().max() > 0.1
+    bind_lora_layers(bare)
+    assert torch.equal(bare(input_ids=IDS).logits, found)
+
+
+def test_another_kind_of_adapter_may_take_its_place(monkeypatch):
+    model = adapted()
+    bind_lora_layers(model)
+    bare = model.unload()
+    expected = bare(input_ids=IDS).logits.detach()
+    other = get_peft_model(bare, LoHaConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"]))
+    bind_lora_layers(other)
+    seen = calls_of(monkeypatch)
+    assert torch.allclose(other(input_ids=IDS).logits, expected, rtol=1e-10, atol=1e-12)  # a new LoHa changes nothing
+    again = get_peft_model(other.unload(), LoraConfig(r=2, target_modules="all-linear"))
+    bind_lora_layers(again)
+    again(input_ids=IDS)
+    assert seen.count(lora_forward._LoraGatedMlp) == 2
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (2, 0, 32)])
+def test_no_tokens_give_no_rows_and_gradients_of_zero(shape):
+    model = adapted()
+    layer = model.base_model.model.model.layers[0]
+    modules = (layer.mlp, layer.self_attn.q_proj)
+    expected = [module(torch.zeros(shape, dtype=torch.float64)).shape for module in modules]
+    bind_lora_layers(model)
+    for module, wanted in zip(modules, expected, strict=True):
+        x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        out = module(x)
+        assert out.shape == wanted
+        out.sum().backward()
+        assert x.grad.shape == shape
+    assert not layer.self_attn.q_proj.lora_B.default.weight.grad.any()
+
+
+def test_a_bias_with_gaps_is_read_as_it_is():
+    x, weight, bias = torch.randn(64, 24), torch.randn(40, 24), torch.randn(80)[::2]
+    assert torch.allclose(frozen_linear(x, weight, bias), x @ weight.T + bias, atol=1e-5)

@@ -53,3 +53,11 @@ def test_the_measured_use_is_within_the_cores():
     use = threads.measure_core_use()
     assert use.cores >= 1
     assert 0.0 <= use.busy <= use.cores
+
+
+def test_where_cores_are_offline_nothing_is_said_of_the_others(monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 5}, raising=False)
+    monkeypatch.setattr(threads.sys, "platform", "linux")
+    monkeypatch.setattr(threads.psutil, "cpu_percent", lambda percpu: [100.0] * 4)
+    monkeypatch.setattr(threads.time, "sleep", lambda seconds: None)
+    assert threads.measure_core_use() == CoreUse(2, 0.0)

@@ -5,12 +5,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from naysay.artifacts.store import read_json
+from conftest import make_model, make_tokenizer
+from naysay.artifacts.run_directory import RunDirectory
+from naysay.artifacts.store import read_json, write_records
 from naysay.config.guard import GuardConfig
 from naysay.config.load import parse_config
-from naysay.errors import ConfigError, NonFiniteLossError
-from naysay.training.guard import CollapseGuard, ProbeState, Stop, broken_bound
+from naysay.errors import ConfigError, ModelError, NonFiniteLossError, RunDirectoryError
+from naysay.records import Prompt
+from naysay.training.guard import CollapseGuard, GoodWeights, ProbeState, Stop, broken_bound
+from naysay.training.probe import Probe
 
 BEFORE = ProbeState(anchor_logp=-1.5, entropy=2.0, degenerate=0.125, refusal=0.25, length=40.0)
 CONFIG = GuardConfig()
@@ -31,6 +36,9 @@ CONFIG = GuardConfig()
         ({"degenerate": 0.4}, None),
         ({"degenerate": 0.5}, "max_degenerate_rise"),
         ({"degenerate": 0.0}, None),
+        ({"degenerate": math.nan}, "max_degenerate_rise"),
+        ({"refusal": math.nan}, "max_refusal_rise"),
+        ({"length": math.nan}, "length_range"),
         ({"refusal": 0.75}, None),
         ({"refusal": 0.875}, "max_refusal_rise"),
         ({"length": 7.9}, "length_range"),
@@ -55,9 +63,13 @@ def test_a_range_that_forbids_no_change_is_refused(name):
 
 def guarded(tmp_path, states, every=2):
     kept, measured = [], iter(states)
-    guard = CollapseGuard(
-        lambda: next(measured), lambda: kept.append(1), GuardConfig(every=every), tmp_path / "guard.json"
-    )
+
+    def save(folder):
+        kept.append(1)
+        (folder / "weights").write_text("as they are now")
+
+    weights = GoodWeights(tmp_path / "good", save)
+    guard = CollapseGuard(lambda: next(measured), weights, GuardConfig(every=every), tmp_path / "guard.json")
     return guard, kept
 
 
@@ -117,3 +129,75 @@ def test_a_loss_that_is_not_finite_stops_too(tmp_path):
     guard.not_finite(NonFiniteLossError("step 2: the loss is not finite"), 1)
     assert guard.stop == Stop("finite_loss", 1, "step 2: the loss is not finite", 0)
     assert read_json(tmp_path / "guard.json")["stop"]["bound"] == "finite_loss"
+
+
+def test_a_resumed_training_names_the_step_of_the_weights_that_are_there(tmp_path):
+    """Killed after the check at 6, gone on with from a checkpoint of step 5: the weights are still those of step 6."""
+    guard, kept = guarded(tmp_path, [BEFORE] * 4)
+    go(guard, 20, stop_at=7)
+    assert len(kept) == 4
+    resumed, kept = guarded(tmp_path, [replace(BEFORE, anchor_logp=-9.0)])
+    assert go(resumed, 20, first=5) == 6
+    assert not kept
+    assert resumed.stop.kept_step == 6
+    assert read_json(tmp_path / "guard.json")["checks"][-1]["step"] == 4
+
+
+def test_weights_that_are_gone_are_said(tmp_path):
+    with pytest.raises(RunDirectoryError, match=r"good.*expected the weights .*--redo train"):
+        _ = GoodWeights(tmp_path / "good", lambda folder: None).step
+
+
+def test_a_model_that_is_broken_before_training_is_refused(tmp_path):
+    guard, kept = guarded(tmp_path, [replace(BEFORE, entropy=math.nan)])
+    with pytest.raises(ModelError, match="before training is not finite"):
+        go(guard, 9)
+    assert not kept
+
+
+def probe_of(tmp_path, texts, *, context=None, **guard):
+    run = RunDirectory(tmp_path)
+    write_records(
+        run.prompts,
+        [Prompt(f"p{i}", ({"role": "user", "content": text},), "data", "benign") for i, text in enumerate(texts)],
+    )
+    rows = [{"prompt_id": "a", "prompt": [{"role": "user", "content": "hi"}], "own": [(5, 6, 7)]}]
+    config = parse_config({"guard": {"max_new_tokens": 4} | guard}, origin="test")
+    return Probe(run, config, make_tokenizer(), rows, context=context)
+
+
+def test_the_state_of_a_broken_model_is_not_a_number(tmp_path):
+    model, probe = make_model(), probe_of(tmp_path, ["Tea?"])
+    before = probe.measure(model)
+    assert all(math.isfinite(getattr(before, name)) for name in ProbeState.__slots__)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.inf)
+    now = probe.measure(model)
+    assert math.isnan(now.length)
+    assert broken_bound(before, now, CONFIG)[0] == "max_anchor_fall"
+
+
+def test_scores_that_break_on_the_answers_alone_are_a_broken_state_too(tmp_path):
+    model, probe = make_model(), probe_of(tmp_path, ["~"])
+    before = probe.measure(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[make_tokenizer()("~").input_ids[0]] = math.nan
+    now = probe.measure(model)
+    assert now.anchor_logp == before.anchor_logp
+    assert broken_bound(before, now, CONFIG)[0] == "max_degenerate_rise"
+
+
+def test_prompts_that_do_not_fit_the_context_are_left_out(tmp_path):
+    fitting = probe_of(tmp_path / "a", ["Tea?"])
+    probe = probe_of(tmp_path / "b", ["How do I boil an egg? " * 9, "Tea?"], context=64, prompts=1)
+    model = make_model(max_position_embeddings=64)
+    # Seeds follow the prompt's id, so both are compared by what no seed changes.
+    assert probe.measure(model).anchor_logp == fitting.measure(model).anchor_logp
+    assert probe._requests[0].prompt_ids == fitting._requests[0].prompt_ids
+    assert len(probe._requests) == 1
+
+
+@pytest.mark.parametrize("context", [8, 40])
+def test_a_context_that_holds_no_prompt_is_refused_by_the_keys_that_help(tmp_path, context):
+    with pytest.raises(ConfigError, match=f"guard.max_new_tokens=48 .* context of {context} tokens"):
+        probe_of(tmp_path, ["Tea?"], context=context, max_new_tokens=48)

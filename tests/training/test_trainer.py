@@ -343,3 +343,19 @@ class _StopAt:
                     control.should_training_stop = True
 
         return Stop()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_mixed_precision_on_a_cpu_trains(tmp_path, rows, lora):
+    exact = trainer(tmp_path / "a", rows, lora=lora, max_steps=2)
+    exact.train()
+    mixed = trainer(tmp_path / "b", rows, lora=lora, max_steps=2, bf16=True)
+    mixed.train()
+    assert losses(mixed) == pytest.approx(losses(exact), abs=0.1)
+    assert losses(mixed) != losses(exact)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(D2OConfig, "n_gpu", 2)
+    with pytest.raises(ConfigError, match=r"expected one GPU a process, found 2: .*torchrun"):
+        trainer(tmp_path, rows)

@@ -98,7 +98,7 @@ class TrainingSettings(Section):
 
     head_chunk: int | None = Field(default=None, ge=1)
     """Response tokens that meet the LM head at a time: the largest [tokens, vocabulary] tensor that ever exists. None =
-    as many as give 8 million logits on a CPU and 64 million elsewhere, so that memory does not grow with the
+    as many as give 4 million logits on a CPU and 64 million elsewhere, so that memory does not grow with the
     vocabulary."""
 
     gradient_checkpointing: bool = False

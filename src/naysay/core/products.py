@@ -21,7 +21,8 @@ def frozen_linear(
     For the backward give weight.T, which is not copied.
     """
     if _ONEDNN is not None and x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] >= _ROWS:
-        return _ONEDNN(x, weight, bias, "none", [], "")
+        # The kernel reads a bias as if it were contiguous.
+        return _ONEDNN(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
     return F.linear(x, weight, bias)
 
 

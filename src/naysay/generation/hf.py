@@ -17,6 +17,7 @@ from naysay.generation.sampler import Request, Response, SamplingSettings
 from naysay.generation.seeds import uniforms
 from naysay.generation.truncation import draw_tokens
 from naysay.modeling.chat import end_of_turn_id
+from naysay.modeling.loading import context_length
 
 _GENERATE_ROWS = 64
 """Rows of one call of `generate`, which keeps a prompt's keys and values once a row."""
@@ -105,7 +106,7 @@ class HFSampler:
         return [self._response(row[longest:], values) for row, values in zip(sequences.tolist(), logprobs, strict=True)]
 
     def _check_context(self, longest: int, settings: SamplingSettings) -> None:
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_length(self.model)
         if context is not None and longest + settings.max_new_tokens > context:
             raise ModelError(
                 f"the longest prompt has {longest} tokens and up to {settings.max_new_tokens} are drawn after it, but "

@@ -3,9 +3,12 @@
 Legend: S rows, C candidate tokens, V vocabulary.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from naysay.errors import NonFiniteLogitsError
 from naysay.generation.sampler import SamplingSettings
 
 _CANDIDATES = 256
@@ -40,6 +43,9 @@ def draw_tokens(scores_SV: Tensor, uniforms_S: Tensor, settings: SamplingSetting
 
     Without top-k a row looks at its likeliest tokens first, and at more of them only where its uniform, or the mass
     `top_p`, lies beyond: a sort of the vocabulary at each step costs more than the model.
+
+    Raises:
+        NonFiniteLogitsError: a row has a score that is NaN or infinite (−inf alone means that a token is forbidden).
     """
     vocabulary = scores_SV.shape[-1]
     tokens_S = torch.empty(len(scores_SV), dtype=torch.long, device=scores_SV.device)
@@ -50,11 +56,20 @@ def draw_tokens(scores_SV: Tensor, uniforms_S: Tensor, settings: SamplingSetting
         cdf_SC, uniform_S1 = logp_SC.exp().cumsum(-1), uniforms_S[rows, None]
         choice_S1 = (cdf_SC <= uniform_S1).sum(-1, keepdim=True)
         # A uniform next to 1 can land beyond the last candidate, or on one that was cut: step back to one allowed.
-        choice_S1 = torch.minimum(choice_S1, torch.isfinite(logp_SC).sum(-1, keepdim=True) - 1)
+        last_S1 = torch.isfinite(logp_SC).sum(-1, keepdim=True).sub_(1).clamp_(min=0)  # none is finite in a broken row
+        choice_S1 = torch.minimum(choice_S1, last_S1)
         tokens_S[rows] = ids_SC.gather(1, choice_S1).squeeze(1)
         logprobs_S[rows] = logp_SC.gather(1, choice_S1).squeeze(1)
         if settings.top_k > 0 or candidates == vocabulary:
             break
         beyond_S = torch.isfinite(logp_SC[:, -1]) if settings.top_p < 1.0 else cdf_SC[:, -1] <= uniform_S1[:, 0]
         rows, candidates = rows[beyond_S], min(_GROWTH * candidates, vocabulary)
+    # One score that is not finite makes all log-probs of its row NaN.
+    if not math.isfinite(logprobs_S.sum().item()):
+        bad = int((~torch.isfinite(logprobs_S)).sum())
+        raise NonFiniteLogitsError(
+            f"the model's scores of the next token are NaN or infinite in {bad} of {len(logprobs_S)} rows, so nothing "
+            "can be drawn: its weights or its dtype are broken; use model.dtype float32, or train with a lower "
+            "training.learning_rate"
+        )
     return tokens_S, logprobs_S

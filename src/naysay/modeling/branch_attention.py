@@ -107,7 +107,7 @@ def branch_attention(
     if asked:
         raise ValueError(f"its attention needs {', '.join(asked)}")
     query_T, key_T, value_T = (states[0].transpose(0, 1) for states in (query, key, value))
-    if _flash_covers(query, value, sliding_window, naysay_branches):
+    if _flash_covers((query, key, value), sliding_window, naysay_branches):
         return branch_flash(query_T, key_T, value_T, naysay_branches.places, scaling)[None], None
     branches = naysay_branches.branches
     prompt_mask, response_mask = naysay_branches.of(sliding_window, query.shape[1] // key.shape[1], query.dtype)
@@ -124,9 +124,14 @@ def branch_attention(
     return out[branches.place][None], None
 
 
-def _flash_covers(query: Tensor, value: Tensor, window: int | None, masks: BranchMasks) -> bool:
-    """On a CPU, where a window, if there is one, hides nothing."""
-    return query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not (window and window < masks.longest)
+def _flash_covers(states: tuple[Tensor, Tensor, Tensor], window: int | None, masks: BranchMasks) -> bool:
+    """On a CPU, where a window, if there is one, hides nothing, and the kernels, which check nothing, may be called as
+    they are: one head size, one dtype that no autocast would change, heads without gaps."""
+    query, _, value = states
+    if query.device.type != "cpu" or torch.is_autocast_enabled("cpu") or (window and window < masks.longest):
+        return False
+    alike = query.shape[-1] == value.shape[-1] and len({part.dtype for part in states}) == 1
+    return alike and all(part.stride(-1) == 1 for part in states)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scaling: float | None) -> Tensor:

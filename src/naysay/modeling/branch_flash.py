@@ -48,7 +48,7 @@ class Places:
 
 def branch_flash(query: Tensor, key: Tensor, value: Tensor, places: Places, scaling: float | None) -> Tensor:
     """[T, H, D] of query [T, H, D] and key and value [T, G, D]: prompts are causal, a response sees its prompt and
-    itself."""
+    itself. Groups without a response have only their prompt, but one of them must have one."""
     found: Tensor = _BranchFlash.apply(query, key, value, places, scaling)  # type: ignore[assignment]
     return found
 
@@ -68,6 +68,8 @@ class _BranchFlash(torch.autograd.Function):
         lse = torch.empty_like(own_lse)
         for at, rows in zip(places.prompts, places.rows, strict=True):
             count = rows.stop - rows.start
+            if count == 0:  # the kernel divides by it
+                continue
             shown = (_shown(states[at], count) for states in (key, value))
             cross, cross_lse = _flash(query_RGND[rows], *shown, 0.0, False, scale=scaling)
             torch.logaddexp(cross_lse, own_lse[rows], out=lse[rows])
@@ -85,7 +87,7 @@ class _BranchFlash(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, out_THD, lse, *prompt_lse = ctx.saved_tensors
         places, scaling = ctx.places, ctx.scaling
-        grad_THD = grads[0]
+        grad_THD = grads[0].contiguous()
         shared = query.shape[1] // key.shape[1]
         found = [torch.empty(states.shape, dtype=states.dtype) for states in (query, key, value)]
 
@@ -102,14 +104,17 @@ class _BranchFlash(torch.autograd.Function):
             of_prompt = _flash_backward(
                 _by_head(grad_THD[at]), *by_head, _by_head(out_THD[at]), own_lse, 0.0, True, scale=scaling
             )
+            for into, mine in zip(found, of_prompt, strict=True):
+                into[at] = mine[0].transpose(0, 1)
+            if rows.stop == rows.start:
+                continue
             shown = (_shown(states[at], rows.stop - rows.start) for states in (key, value))
             of_cross = _flash_backward(
                 grad_RGND[rows], query_RGND[rows], *shown, out_RGND[rows], lse[rows], 0.0, False, scale=scaling
             )
             d_query[rows] += of_cross[0]
-            found[0][at] = of_prompt[0][0].transpose(0, 1)
-            for into, mine, theirs in zip(found[1:], of_prompt[1:], of_cross[1:], strict=True):
-                into[at] = (mine[0] + theirs.sum(0)).transpose(0, 1)
+            for into, theirs in zip(found[1:], of_cross[1:], strict=True):
+                into[at] += theirs.sum(0).transpose(0, 1)
         for into, states in zip(found, (d_query, d_key, d_value), strict=True):
             _put(into, states, places)
         return *found, None, None

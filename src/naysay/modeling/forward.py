@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from naysay.core.groups import Branches, GroupBatch
 from naysay.core.logprobs import FrozenLinear, Head, log_complement, sum_by_response, token_logps
 from naysay.core.prefix import PROMPT, TokenGroup, branch_mask, layout_groups, pack_groups
-from naysay.errors import ModelError
+from naysay.errors import DataError, ModelError
 from naysay.modeling import branch_attention
 from naysay.modeling.lora_forward import bind_lora_layers
 
@@ -40,11 +40,13 @@ def enable_group_forward(model: nn.Module) -> bool:
     """
     lm = causal_lm(model)
     bind_lora_layers(lm)  # each time: an adapter may have come since
-    if "_naysay" in vars(lm):
+    if "_naysay" not in vars(lm):
+        lm._naysay = _Binding(vars(lm).get("forward"))
+        lm.forward = types.MethodType(_forward_of(type(lm)), lm)
+    elif lm._naysay.attention == _attention(lm):
         return bool(lm._naysay.masks)
-    lm._naysay = _Binding(vars(lm).get("forward"))
-    lm.forward = types.MethodType(_forward_of(type(lm)), lm)
     reason = _why_not_shared(lm)
+    lm._naysay.attention = _attention(lm)
     if reason:
         lm._naysay.masks = ""
         logger.warning(
@@ -59,10 +61,12 @@ def enable_group_forward(model: nn.Module) -> bool:
 class _Binding:
     """What naysay knows of a causal LM whose forward it replaced: the instance's former one (None = its class's), and
     how its layers share a prompt: `branches` (a packed row, and attention over allowed pairs only), with a dense mask
-    (`full`, `sliding`, or `by_type`, a mapping), or "" where they cannot."""
+    (`full`, `sliding`, or `by_type`, a mapping), or "" where they cannot. That holds for one `attention` of its config,
+    which anyone may set (`set_attn_implementation`)."""
 
     former: Any
     masks: str = ""
+    attention: Any = None
 
 
 def token_budget(configured: int | None, device: torch.device) -> int:
@@ -118,8 +122,12 @@ def response_logps(
 ) -> Tensor:
     """[R] sums of log-probs (nats) of all responses, through the (possibly wrapped) model.
 
-    `enable_group_forward` must have been called on it. With `unlikelihood` [R, 2]: beside them Σ_t log(1 − π), which
-    is a sum over tokens too and cannot be had from the sums.
+    `enable_group_forward` must have been called on it, and its attention be the same since. With `unlikelihood`
+    [R, 2]: beside them Σ_t log(1 − π), which is a sum over tokens too and cannot be had from the sums.
+
+    Raises:
+        DataError: no group has an answer.
+        ModelError: another attention was set since.
     """
     device = device or next(model.parameters()).device
     batch, branches = lay_out(model, groups, device)
@@ -134,7 +142,13 @@ def response_logps(
 
 
 def lay_out(model: nn.Module, groups: Sequence[TokenGroup], device: torch.device) -> tuple[GroupBatch, Branches | None]:
-    """The groups as this model takes them: packed, with its branches, or padded rows for a dense mask."""
+    """The groups as this model takes them: packed, with its branches, or padded rows for a dense mask.
+
+    Raises:
+        DataError: no group has an answer, or as `layout_groups`.
+    """
+    if not any(len(answers) for _, answers in groups):
+        raise DataError(f"expected an answer to score, found {len(groups)} groups without one; leave them out")
     if causal_lm(model)._naysay.masks != "branches":
         return layout_groups(groups).to(device), None
     batch, branches = pack_groups(groups)
@@ -142,8 +156,18 @@ def lay_out(model: nn.Module, groups: Sequence[TokenGroup], device: torch.device
 
 
 def hidden_at_scored(model: nn.Module, batch: GroupBatch, branches: Branches | None) -> Tensor:
-    """[M, D] last hidden states at the positions that predict the targets."""
+    """[M, D] last hidden states at the positions that predict the targets.
+
+    Raises:
+        ModelError: another attention was set since `enable_group_forward`, and layers would not see what they should.
+    """
     lm = causal_lm(model)
+    bound, attention = lm._naysay.attention, _attention(lm)
+    if attention != bound:
+        raise ModelError(
+            f"{type(lm).__name__}: attention was set to {attention!r} after the group forward had been bound with "
+            f"{bound!r}; call enable_group_forward(model) again after set_attn_implementation"
+        )
     if branches is None:
         how = {"attention_mask": _attention_masks(lm, batch)}
     else:
@@ -304,7 +328,7 @@ def _additive(lm: Any, allowed: Tensor) -> Tensor:
 def _why_not_shared(lm: Any) -> str:
     """Empty where a shared prompt gives the log-probs of the model's own forward on random groups."""
     config = lm.config.get_text_config()
-    attention = getattr(lm.config, "_attn_implementation", None)
+    attention = _attention(lm)
     if attention == branch_attention.NAME:  # a config that was copied from a model in use
         attention = "sdpa"
     if attention not in _DENSE_MASK_ATTENTION:
@@ -321,10 +345,16 @@ def _why_not_shared(lm: Any) -> str:
             lm._naysay.masks = masks
             # For good, not for the forward alone: gradient checkpointing runs the layers again in the backward.
             lm.config._attn_implementation = branch_attention.NAME if masks == "branches" else attention
+            lm._naysay.attention = _attention(lm)
             reason = _mismatch(lm, groups, expected)
             if not reason:
                 break
     return reason
+
+
+def _attention(lm: Any) -> Any:
+    """The name of the attention that its layers use now."""
+    return getattr(lm.config, "_attn_implementation", None)
 
 
 def _candidates(attention: str, window: int | None) -> Iterator[str]:

@@ -48,6 +48,11 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise InputNotFoundError(f"model {name!r}: unknown: neither a local folder {where}; {fix}") from error
 
 
+def context_length(model: Any) -> int | None:
+    """Tokens that a model takes at most; None where its config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_tokenizer(model: ModelConfig) -> Any:
     """The tokenizer, with `model.chat_template` in place of its own where that is set.
 

@@ -25,16 +25,15 @@ _LAYER = 4  # tensors of a layer: weight, bias, A, B
 
 
 def bind_lora_layers(model: nn.Module) -> None:
-    """Give the LoRA layers and the gated MLPs inside `model` the joined forward. Again is harmless."""
-    from peft.tuners.lora import Linear
-
+    """Give the LoRA layers and the gated MLPs inside `model` the joined forward. Again is harmless, and so is it to
+    merge or unload the adapter afterwards, or to put another kind in its place."""
     known: dict[type, bool] = {}
     for module in model.modules():
         if "forward" in vars(module):  # ours, or another's, e.g. of a model that is spread over devices
             continue
-        if type(module) is Linear and type(module.base_layer) is nn.Linear:
+        if _is_lora(module):
             module.forward = types.MethodType(_linear_forward, module)
-        elif all(type(getattr(module, name, None)) is Linear for name in _MLP):
+        elif all(_is_lora(getattr(module, name, None)) for name in _MLP):
             if type(module) not in known:
                 known[type(module)] = _is_gated(module)
             if known[type(module)]:
@@ -80,7 +79,10 @@ class _Layer:
 
     @classmethod
     def of(cls, module: Any, x: Tensor) -> "_Layer | None":
-        """The peft layer, where it is nothing else for this input."""
+        """The peft layer, where it is nothing else for this input: an adapter may have gone since its forward, or that
+        of the MLP around it, was bound."""
+        if not _is_lora(module):
+            return None
         adapter, base = _only_adapter(module), module.base_layer
         if adapter is None:
             return None
@@ -90,6 +92,13 @@ class _Layer:
         if any(parameter.requires_grad for parameter in base.parameters()):
             return None
         return cls((base.weight, base.bias, low.weight, high.weight), module.scaling[adapter])
+
+
+def _is_lora(module: Any) -> bool:
+    """Whether it is peft's LoRA around a linear layer, and no class derived from either."""
+    from peft.tuners.lora import Linear
+
+    return type(module) is Linear and type(module.base_layer) is nn.Linear
 
 
 def _only_adapter(layer: Any) -> str | None:
@@ -150,14 +159,14 @@ class _LoraLinear(torch.autograd.Function):
         out_TO, low_Tr = _joined(x_TI, scaling, layer)
         ctx.save_for_backward(x_TI, low_Tr, *layer)
         ctx.scaling, ctx.shape = scaling, x.shape
-        return out_TO.view(*x.shape[:-1], -1)
+        return out_TO.view(*x.shape[:-1], out_TO.shape[-1])
 
     @staticmethod
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TI, low_Tr, *layer = ctx.saved_tensors
         layer = tuple(layer)
-        grad_TO = grads[0].reshape(x_TI.shape[0], -1)
+        grad_TO = grads[0].reshape(x_TI.shape[0], grads[0].shape[-1])
         through_Tr = _through(grad_TO, ctx.scaling, layer)
         d_x = _input_grad(grad_TO, through_Tr, layer).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return d_x, None, *_layer_grads(grad_TO, through_Tr, x_TI, low_Tr, ctx.scaling)
@@ -175,14 +184,14 @@ class _LoraGatedMlp(torch.autograd.Function):
         out_TI, down_low = _joined(F.silu(gate_TO).mul_(up_TO), scalings[2], down)
         ctx.save_for_backward(x_TI, gate_TO, up_TO, gate_low, up_low, down_low, *tensors)
         ctx.scalings, ctx.shape = scalings, x.shape
-        return out_TI.view(*x.shape[:-1], -1)
+        return out_TI.view(*x.shape[:-1], out_TI.shape[-1])
 
     @staticmethod
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TI, gate_TO, up_TO, gate_low, up_low, down_low, *tensors = ctx.saved_tensors
         gate, up, down = (tuple(tensors[i : i + _LAYER]) for i in range(0, 3 * _LAYER, _LAYER))
-        grad_TI = grads[0].reshape(x_TI.shape[0], -1)
+        grad_TI = grads[0].reshape(x_TI.shape[0], grads[0].shape[-1])
         act_TO = F.silu(gate_TO)
         through_Tr = _through(grad_TI, ctx.scalings[2], down)
         d_inner_TO = _input_grad(grad_TI, through_Tr, down)

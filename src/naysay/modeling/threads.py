@@ -54,5 +54,7 @@ def measure_core_use() -> CoreUse:
     own, start = time.process_time(), time.monotonic()
     time.sleep(_SECONDS)
     percent = psutil.cpu_percent(percpu=True)
+    if len(percent) <= max(allowed):  # cores are offline, and what is listed has no numbers: nothing is known
+        return CoreUse(len(allowed), 0.0)
     used = sum(percent[core] for core in allowed) / 100
     return CoreUse(len(allowed), max(0.0, used - (time.process_time() - own) / (time.monotonic() - start)))

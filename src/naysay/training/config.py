@@ -92,7 +92,7 @@ class D2OConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Response tokens that meet the LM head at a time (bounds logits in memory). "
-            "None: as many as give 8 million logits on a CPU, 64 million elsewhere."
+            "None: as many as give 4 million logits on a CPU, 64 million elsewhere."
         },
     )
     reference_cache_dir: str | None = field(

@@ -102,6 +102,12 @@ def check_arguments(model: Any, args: Any, peft_config: Any) -> None:
         )
     if not isinstance(args, D2OConfig):
         raise ConfigError(f"D2OTrainer: args: expected a D2OConfig, found {type(args).__name__}")
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"D2OTrainer: expected one GPU a process, found {args.n_gpu}: nn.DataParallel would cut a prompt from its "
+            "answers; start with `torchrun --nproc-per-node ...` or `accelerate launch`, or show one GPU "
+            "(CUDA_VISIBLE_DEVICES=0)"
+        )
     if peft_config is not None and isinstance(model, PeftModel):
         raise ModelError(
             "D2OTrainer: the model has an adapter already, so a second one from peft_config would train against the "

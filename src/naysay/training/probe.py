@@ -1,6 +1,8 @@
 """The fixed probe of the collapse guard: harmless prompts to answer, and anchors whose likelihood is watched."""
 
+import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from naysay.artifacts.store import read_records
 from naysay.config.run import RunConfig
 from naysay.core.logprobs import logp_and_entropy
 from naysay.core.prefix import TokenGroup, group_length, plan_microbatches
+from naysay.errors import ConfigError, NonFiniteLogitsError
 from naysay.generation.hf import HFSampler
 from naysay.generation.sampler import Request, SamplingSettings
 from naysay.generation.seeds import row_seed
@@ -39,29 +42,56 @@ class Probe:
 
     Args:
         rows: rows of `training_rows`; the first own anchor of the first few is watched.
+        context: tokens that the model takes at most (None = any number). What does not fit is left out.
+
+    Raises:
+        ConfigError: nothing fits.
     """
 
-    def __init__(self, run: RunDirectory, config: RunConfig, tokenizer: Any, rows: Sequence[dict[str, Any]]):
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: RunConfig,
+        tokenizer: Any,
+        rows: Sequence[dict[str, Any]],
+        *,
+        context: int | None = None,
+    ):
         self._tokenizer, self._config = tokenizer, config
-        watched = rows[: config.guard.prompts]
-        self._groups: list[TokenGroup] = [
-            (encode_prompt(tokenizer, row["prompt"]), [list(row["own"][0])]) for row in watched
-        ]
-        asked = _harmless(run)[: config.guard.prompts]
-        prompts = [(prompt.prompt_id, prompt.messages) for prompt in asked]
-        prompts += [(row["prompt_id"], row["prompt"]) for row in watched[: config.guard.prompts - len(prompts)]]
-        self._requests = [
+        count, room = config.guard.prompts, math.inf if context is None else context
+        watched = ((encode_prompt(tokenizer, row["prompt"]), [list(row["own"][0])]) for row in rows)
+        self._groups: list[TokenGroup] = list(islice((g for g in watched if group_length(g) <= room), count))
+        prompts = [(prompt.prompt_id, prompt.messages) for prompt in _harmless(run)]
+        prompts += [(row["prompt_id"], row["prompt"]) for row in rows]
+        requests = (
             Request(tuple(encode_prompt(tokenizer, messages)), row_seed(config.seed, prompt_id, 0, PROBE_ROUND))
             for prompt_id, messages in prompts
-        ]
+        )
+        room -= config.guard.max_new_tokens
+        self._requests = list(islice((r for r in requests if len(r.prompt_ids) <= room), count))
+        if not self._groups or not self._requests:
+            raise ConfigError(
+                f"guard: expected a prompt that leaves room for guard.max_new_tokens={config.guard.max_new_tokens} and "
+                f"one with an anchor that fit the model's context of {context} tokens, found none; lower "
+                "guard.max_new_tokens and anchors.max_new_tokens, or set guard.enabled=false"
+            )
 
     @torch.inference_mode()
     def measure(self, model: Any) -> ProbeState:
-        """The state of the model as it is now; it is in the mode that it was in, afterwards."""
+        """The state of the model as it is now; it is in the mode that it was in, afterwards.
+
+        Where its scores are not finite, what could not be measured is NaN.
+        """
         with eval_mode(model):
             anchor_logp, entropy = self._anchors(model)
+            broken = ProbeState(anchor_logp, entropy, math.nan, math.nan, math.nan)
+            if not math.isfinite(anchor_logp) or not math.isfinite(entropy):
+                return broken
             settings = SamplingSettings(TEMPERATURE, TOP_K, TOP_P, self._config.guard.max_new_tokens)
-            answers = HFSampler(model, self._tokenizer, "probe").sample(self._requests, settings)
+            try:
+                answers = HFSampler(model, self._tokenizer, "probe").sample(self._requests, settings)
+            except NonFiniteLogitsError:
+                return broken
         labels = [classify(decode_response(self._tokenizer, a.token_ids), a.finish).label for a in answers]
         return ProbeState(
             anchor_logp=anchor_logp,

@@ -17,12 +17,12 @@ from naysay.config.run import RunConfig
 from naysay.errors import DataError, NonFiniteLossError
 from naysay.modeling.adapters import INITIAL, load_reference, lora_config
 from naysay.modeling.chat import template_file
-from naysay.modeling.loading import load_model, load_tokenizer, resolve
+from naysay.modeling.loading import context_length, load_model, load_tokenizer, resolve
 from naysay.training.checkpoints import last_complete, remove_incomplete
 from naysay.training.config import D2OConfig
 from naysay.training.dev import DevProbe, dev_rows
 from naysay.training.early_stopping import BestWeights, EarlyStopping
-from naysay.training.guard import CollapseGuard
+from naysay.training.guard import STEP_FILE, CollapseGuard, GoodWeights
 from naysay.training.probe import Probe
 from naysay.training.progress import TrainingProgress
 from naysay.training.references import Reference
@@ -208,10 +208,10 @@ def _reference(name: str, policy: ModelConfig, model: Any, tokenizer: Any) -> Re
 def _guard(
     trainer: D2OTrainer, config: RunConfig, run: RunDirectory, tokenizer: Any, rows: Sequence[dict[str, Any]]
 ) -> CollapseGuard:
-    probe = Probe(run, config, tokenizer, rows)
+    probe = Probe(run, config, tokenizer, rows, context=context_length(trainer.model))
     return CollapseGuard(
         measure=lambda: probe.measure(trainer.model),
-        keep=lambda: write_directory_atomic(_good(run), lambda temporary: _save(trainer, temporary)),
+        weights=GoodWeights(_good(run), lambda temporary: _save(trainer, temporary)),
         config=config.guard,
         log=run.guard,
     )
@@ -282,7 +282,7 @@ def _save(trainer: D2OTrainer, folder: Path) -> None:
 
 
 def _copy(good: Path, folder: Path) -> None:
-    shutil.copytree(good, folder, dirs_exist_ok=True)
+    shutil.copytree(good, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STEP_FILE))
 
 
 def _group_rows(trainer: D2OTrainer, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

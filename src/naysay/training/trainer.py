@@ -18,7 +18,7 @@ from naysay.core.prefix import TokenGroup
 from naysay.errors import DataError, InputNotFoundError, ModelError, NonFiniteLossError
 from naysay.modeling.adapters import add_adapter
 from naysay.modeling.forward import enable_group_forward, response_logps, token_budget
-from naysay.modeling.loading import refuse_dropout
+from naysay.modeling.loading import context_length, refuse_dropout
 from naysay.training.balance import Dealing
 from naysay.training.checkpoints import check_references, last_complete, mark_complete
 from naysay.training.config import D2OConfig
@@ -108,8 +108,7 @@ class D2OTrainer(Trainer):
         if getattr(peft_config, "lora_dropout", 0):
             raise ModelError(f"dropout must be 0, found lora_dropout={peft_config.lora_dropout}; set lora_dropout=0.0")
         self.encoding_counts: dict[str, EncodingCounts] = {}
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or args.max_length
-        longest = min(args.max_length, context)
+        longest = min(args.max_length, context_length(model) or args.max_length)
         self._objective = args.make_objective()
         self._preparation = Preparation(args, self._objective, processing_class, longest)
         encoded: dict[str, list[EncodedGroup]] = {"normal": self._preparation.encode_normal(normal_dataset)}
