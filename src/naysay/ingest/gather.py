@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from itertools import compress, groupby
@@ -95,18 +96,19 @@ def gather(
         what to keep of each bucket, and the weights.
     """
     names = (*_RECORDS, *(name + LENGTHS for name in _RECORDS), ABOUT)
-    out = {name: PackWriter(task.folder, name, writer) for name in names}
-    index: PrefixWriter | None = None
     found = []
-    for number in buckets:
-        bucket, tokens, sizes = _gather_one(task, number, lengths, out)
-        if weights is None:
-            weights = token_weights(tokens)
-        index = index or PrefixWriter(task.folder, task.data.near_duplicate_threshold, weights, writer)
-        index.add(number, tokens, sizes)
-        found.append(bucket)
-    for file in (*out.values(), *([index] if index else [])):
-        file.close()
+    with ExitStack() as files:
+        out = {name: files.enter_context(closing(PackWriter(task.folder, name, writer))) for name in names}
+        index: PrefixWriter | None = None
+        for number in buckets:
+            bucket, tokens, sizes = _gather_one(task, number, lengths, out)
+            if weights is None:
+                weights = token_weights(tokens)
+            if index is None:
+                index = PrefixWriter(task.folder, task.data.near_duplicate_threshold, weights, writer)
+                files.enter_context(closing(index))
+            index.add(number, tokens, sizes)
+            found.append(bucket)
     return found, np.empty(0, np.uint8) if weights is None else weights
 
 

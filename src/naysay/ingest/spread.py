@@ -5,6 +5,7 @@ What a row says is written down as it will stand in the records, so that it is n
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -117,19 +118,17 @@ def spread(
     """
     result = Spread()
     reader = RowReader(source.path)
-    out = SpillWriter(folder, name, writer)
     rows, plain = _wanted(source, reader, span), plain_reader(columns)
-    more = True
-    while more:
-        before = result.rows
-        for number, items in enumerate(
-            _some(itertools.islice(rows, _ROWS_AT_A_TIME), source, columns, plain, bits, result)
-        ):
-            if items[0] or items[1]:
-                out.append(number, items)
-        watch(reader, result.rows)
-        more = result.rows > before
-    out.close()
+    with closing(SpillWriter(folder, name, writer)) as out:
+        more = True
+        while more:
+            before = result.rows
+            some = _some(itertools.islice(rows, _ROWS_AT_A_TIME), source, columns, plain, bits, result)
+            for number, items in enumerate(some):
+                if items[0] or items[1]:
+                    out.append(number, items)
+            watch(reader, result.rows)
+            more = result.rows > before
     return result
 
 
