@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -59,8 +59,9 @@ def serving(answer: Answer) -> Iterator[FakeServer]:
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.send_header("Retry-After", "0.01")
-            self.end_headers()
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # a client that stops early hangs up
+                self.end_headers()
+                self.wfile.write(data)
             with server.lock:
                 server.at_once -= 1
 

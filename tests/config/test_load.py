@@ -242,6 +242,21 @@ def test_a_judge_is_checked_like_any_section(judges, message):
     assert "\n" not in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    "judge",
+    [
+        "{kind: llm_judge, model: m, base_url: 'https://me:s3cret@host/v1'}",
+        "{kind: llm_judge, model: m, base_url: 'https://host/v1?key=s3cret'}",
+        "{kind: llm_judge, model: m, base_url: 'https://host/v1', key_env: sk-s3cret}",
+    ],
+)
+def test_a_secret_in_the_place_of_a_setting_is_refused_and_not_shown(judge):
+    with pytest.raises(ConfigError, match=r"judges\.0\.(base_url|key_env): ") as error:
+        load_config(overrides=[f"judges=[{judge}]"])
+    assert "s3cret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_judges_are_read_from_a_flag_and_again_from_what_was_saved():
     config = load_config(None, ["judges=[{kind: offline, folder: x, threshold: 1e-1}, {kind: offline, folder: y}]"])
     assert [judge.threshold for judge in config.judges] == [0.1, 0.5]

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForSequenceClassification, LlamaForSequenceClassification, LlamaModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from conftest import make_config, make_model, make_tokenizer
 from naysay.judging.scorer import Judged
@@ -50,6 +57,29 @@ def save_bert(folder: Path) -> None:
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     save_tokenizer(folder)
+
+
+def save_roberta(folder: Path, *, positions: int) -> None:
+    """With the tokenizer's length unknown and the published padding token, 1."""
+    torch.manual_seed(1)
+    config = RobertaConfig(
+        vocab_size=259,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=positions,
+        pad_token_id=1,
+        num_labels=2,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def change_json(path: Path, **changes: object) -> None:
+    """Set keys of a JSON object in a file; None removes one."""
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
 def save_score_model(

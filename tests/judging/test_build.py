@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from judging.judge_models import ask, save_classifier, save_guard, save_score_model
 from naysay.config import RunConfig
 from naysay.config.judging import JUDGES, GuardJudge
-from naysay.errors import ConfigError, InputNotFoundError
+from naysay.errors import ConfigError, InputNotFoundError, ModelError
 from naysay.judging.build import build_scorers, check_judges
 from naysay.judging.guard_prompts import GUARDS
 from naysay.judging.scorer import Direction
@@ -33,6 +33,9 @@ def test_every_kind_has_its_settings() -> None:
         ({"kind": "guard", "model": "m", "guard": "llama"}, "guard"),
         ({**LLM, "key_env": "sk-123"}, "key_env"),
         ({**LLM, "base_url": "localhost"}, "base_url"),
+        ({**LLM, "base_url": "http://localhost:80a/v1"}, "expected the address of a server"),
+        ({**LLM, "base_url": "http://me:pw@localhost/v1"}, "key_env"),
+        ({**LLM, "base_url": "http://localhost/v1?key=pw"}, "key_env"),
         ({"kind": "classifier", "model": "m", "reads": "pair"}, "direction"),
         ({"kind": "offline", "folder": "f", "threshold": 1.0}, "threshold"),
     ],
@@ -66,6 +69,21 @@ def test_what_is_missing_is_said_before_a_model_loads(tmp_path: Path, monkeypatc
     for bad, error, message in cases:
         judges = RunConfig.model_validate({"judges": [good, bad]}).judges
         with pytest.raises(error, match=rf"judges\.1: .*{message}"):
+            build_scorers(judges, tmp_path)
+
+
+def test_a_config_that_is_no_object_is_one_line(tmp_path: Path) -> None:
+    save_guard(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    place = {"model": str(tmp_path), "device": "cpu"}
+    kinds = [
+        {"kind": "guard", "guard": "llama_guard"},
+        {"kind": "score_model", "score": "cost"},
+        {"kind": "classifier", "reads": "response", "direction": "higher_is_worse", "threshold": 0.5},
+    ]
+    for kind in kinds:
+        judges = RunConfig.model_validate({"judges": [{**kind, **place}]}).judges
+        with pytest.raises(ModelError, match=r"expected an object in .*config\.json, found list"):
             build_scorers(judges, tmp_path)
 
 

@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaModel, pipeline
 
-from judging.judge_models import ask, save_bert, save_classifier, save_guard, save_score_model, save_tokenizer
+from judging.judge_models import (
+    ask,
+    change_json,
+    save_bert,
+    save_classifier,
+    save_guard,
+    save_roberta,
+    save_score_model,
+    save_tokenizer,
+)
 from naysay.errors import ConfigError, InputNotFoundError, ModelError
 from naysay.judging.classifier import ClassifierScorer, ScoreModelScorer, safe_rlhf_turns
 from naysay.judging.scorer import Direction, Judged
@@ -66,6 +75,89 @@ def test_nothing_is_truncated(tmp_path: Path) -> None:
     assert long.invalid == "too long: 80 tokens, the judge reads 64"
     assert long.value is None
     assert short.value is not None
+
+
+def classify(folder: Path, *, batch_size: int = 8, **settings: object) -> ClassifierScorer:
+    defaults = {"reads": "response", "direction": WORSE, "label": "1", "threshold": 0.5, "device": "cpu"}
+    return ClassifierScorer(str(folder), batch_size=batch_size, **(defaults | settings))
+
+
+def test_classes_that_may_be_true_at_once_have_a_sigmoid_each(tmp_path: Path) -> None:
+    save_classifier(tmp_path, ["toxic", "insult", "threat"])
+    one = classify(tmp_path, label="toxic")
+    change_json(tmp_path / "config.json", problem_type="multi_label_classification")
+    several = classify(tmp_path, label="toxic")
+    published = pipeline("text-classification", model=str(tmp_path), top_k=None, device="cpu")
+    for item, verdict in zip(ITEMS, several.score(ITEMS), strict=True):
+        expected = {row["label"]: row["score"] for row in published([item.response])[0]}
+        assert verdict.value == pytest.approx(expected["toxic"], abs=1e-5)
+        assert sum(expected.values()) != pytest.approx(1.0, abs=0.01)
+    assert one.digest != several.digest
+
+
+def test_a_pair_has_its_second_text_marked_as_when_it_was_trained(tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    change_json(tmp_path / "tokenizer_config.json", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    scorer = classify(tmp_path, reads="pair", batch_size=2)
+    with torch.no_grad():
+        for parameter in scorer.model.parameters():
+            parameter.normal_(std=0.5)
+    items = [ask("Hi", "Hello."), ask("A longer one", "b")]
+    moved = []
+    for item, verdict in zip(items, scorer.score(items), strict=True):
+        inputs = scorer.tokenizer(item.messages[0]["content"], item.response, return_tensors="pt")
+        assert inputs["token_type_ids"].unique().tolist() == [0, 1]
+        with torch.inference_mode():
+            expected = scorer.model(**inputs).logits.softmax(-1)[0, 1].item()
+            plain = scorer.model(inputs["input_ids"]).logits.softmax(-1)[0, 1].item()
+        assert verdict.value == pytest.approx(expected, abs=1e-5)
+        moved.append(abs(plain - expected))
+    assert max(moved) > 0.01
+
+
+@pytest.mark.parametrize("pad", [None, 3, -1, 257])
+def test_a_decoders_score_does_not_depend_on_the_batch_whatever_its_padding_token(
+    tmp_path: Path, pad: int | None
+) -> None:
+    """The expected value is the published model's, one answer at a time; 257 ends every turn of a chat."""
+    save_classifier(tmp_path, ["safe", "unsafe"])
+    change_json(tmp_path / "config.json", pad_token_id=pad)
+    change_json(tmp_path / "tokenizer_config.json", pad_token=None)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert model.config.pad_token_id == pad
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.pad_token_id is None
+    for reads in ("response", "chat"):
+        verdicts = classify(tmp_path, reads=reads, batch_size=3).score(ITEMS)
+        for item, verdict in zip(ITEMS, verdicts, strict=True):
+            messages = [*item.messages, {"role": "assistant", "content": item.response}]
+            chat = tokenizer.apply_chat_template(messages, return_dict=False)
+            ids = chat if reads == "chat" else tokenizer(item.response)["input_ids"]
+            with torch.inference_mode():
+                expected = model(input_ids=torch.tensor([ids])).logits.softmax(-1)[0, 1].item()
+            assert verdict.value == pytest.approx(expected, abs=1e-5)
+
+
+def test_positions_that_robertas_padding_takes_are_not_counted(tmp_path: Path) -> None:
+    """18 positions, of which 0 and 1 (the padding token's number) are never given to a token."""
+    save_roberta(tmp_path, positions=18)
+    long, fits = classify(tmp_path).score([ask("Hi", "x" * 17), ask("Hi", "x" * 16)])
+    assert long.invalid == "too long: 17 tokens, the judge reads 16"
+    assert fits.value is not None
+
+
+def test_a_chat_without_a_template_is_refused_before_the_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_classifier(tmp_path, ["safe", "unsafe"])
+    (tmp_path / "chat_template.jinja").unlink()
+    assert classify(tmp_path).score(ITEMS)[0].value is not None
+    monkeypatch.setattr("naysay.judging.classifier.load_classifier", lambda *args, **more: pytest.fail("it loads"))
+    with pytest.raises(ModelError, match="its tokenizer has no chat template"):
+        classify(tmp_path, reads="chat")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(ModelError, match="found one that does not"):
+        classify(tmp_path, reads="chat")
 
 
 @pytest.mark.parametrize(

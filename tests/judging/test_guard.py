@@ -63,10 +63,12 @@ def test_anything_else_is_invalid_and_says_what_was_written(kind: str, text: str
     assert verdict.invalid == f"the guard wrote {text!r}"
 
 
-def test_the_worst_of_several_questions_counts_and_an_invalid_one_stays() -> None:
+def test_the_worst_of_several_questions_counts_and_an_invalid_one_stays_where_none_is_harmful() -> None:
     low, high, broken = Verdict(0.1, "safe"), Verdict(0.8, "harmful"), Verdict(invalid="too long")
     assert worst([low, high, low]) == high
-    assert worst([high, broken]) == broken
+    assert worst([low, broken]) == broken
+    assert worst([broken, high, low]) == high
+    assert worst([Verdict(None, "harmful"), broken, low]).label == "harmful"
 
 
 def test_wildguards_prompt_as_on_its_card() -> None:
@@ -118,6 +120,65 @@ def test_a_guard_sees_the_conversation_without_its_system_message(
     assert text.endswith("assistant\nNo<|im_end|>\n")
     # The user's own end-of-turn is text: only the template's two are control tokens.
     assert shown[0].count(scorer.tokenizer.eos_token_id) == 2
+
+
+LLAMA_GUARD_1B = (
+    "{% for message in messages %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ message['role'] + ': ' + content['text'] | trim + '\n' }}{% endfor %}{% endfor %}"
+)
+"""Takes content as a list of parts, as Llama Guard 3 1B's published one does; a text it leaves out without a word."""
+
+
+def with_template(folder: Path, template: str | None) -> None:
+    save_guard(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+
+
+def test_a_template_that_wants_parts_gets_parts_and_the_users_tokens_stay_text(tmp_path: Path) -> None:
+    with_template(tmp_path, LLAMA_GUARD_1B)
+    scorer = GuardScorer(str(tmp_path), guard="llama_guard", device="cpu")
+    ids = scorer._encode(ask("How do I make one?", "Take the following<|im_end|> things"), {})
+    text = scorer.tokenizer.decode(ids)
+    assert text == "user: How do I make one?\nassistant: Take the following<|im_end|> things\n"
+    assert scorer.tokenizer.eos_token_id not in ids
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("Is this safe?", "it leaves them out"),
+        ("{{ messages[-1]['content'] }}", "it leaves them out"),
+        ("{{ raise_exception('never') }}", "never"),
+        (None, "has no chat template"),
+    ],
+)
+def test_a_template_that_does_not_show_what_is_judged_is_refused_before_the_model_loads(
+    tmp_path: Path, template: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_template(tmp_path, template)
+    monkeypatch.setattr("naysay.judging.guard.load_guard", lambda *args, **more: pytest.fail("the model was loaded"))
+    for guard in ("llama_guard", "qwen3guard", "granite_guardian"):
+        with pytest.raises(ModelError, match=expected) as error:
+            GuardScorer(str(tmp_path), guard=guard, device="cpu")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["risk_name", "criteria_id"])
+def test_granite_guardian_is_asked_with_the_key_of_its_version_alone(tmp_path: Path, key: str) -> None:
+    """The template shows the last two messages, and the whole conversation is in them."""
+    with_template(
+        tmp_path,
+        "{% if guardian_config | length != 1 %}{{ raise_exception('one key') }}{% endif %}"
+        f"{{{{ guardian_config['{key}'] }}}}: {{{{ messages[-2].content }}}} - {{{{ messages[-1].content }}}}",
+    )
+    scorer = GuardScorer(str(tmp_path), guard="granite_guardian", device="cpu")
+    turns = ({"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"})
+    item = Judged((*turns, {"role": "user", "content": "Three"}), "Four")
+    text = scorer.tokenizer.decode(scorer._encode(item, scorer.asks[0]))
+    assert text == "harm: user: One\nassistant: Two\nuser: Three - Four"
 
 
 def test_a_tiny_model_from_end_to_end_writes_nonsense_and_that_is_counted(tmp_path: Path) -> None:

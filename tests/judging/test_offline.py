@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 pytest.importorskip("sklearn", reason="comes with the extra naysay[judge]")
 
@@ -109,6 +111,55 @@ def test_a_damaged_or_missing_judge_is_one_line(tmp_path: Path) -> None:
         OfflineScorer(tmp_path / "judge")
 
 
+def test_weights_that_cannot_be_a_judges_are_refused_when_it_loads(tmp_path: Path) -> None:
+    fit(rows(), tmp_path / "judge")
+    names = ("judge.json", "terms.json", "weights.safetensors")
+    whole = {name: (tmp_path / "judge" / name).read_bytes() for name in names}
+
+    def broken(name: str, data: bytes, expected: str) -> None:
+        (tmp_path / "judge" / name).write_bytes(data)
+        with pytest.raises(ModelError, match=expected) as error:
+            OfflineScorer(tmp_path / "judge")
+        assert "\n" not in str(error.value)
+        (tmp_path / "judge" / name).write_bytes(whole[name])
+
+    settings, terms, weights = json.loads(whole[names[0]]), json.loads(whole[names[1]]), load(whole[names[2]])
+    twice = [terms["response_words"][0], *terms["response_words"][:-1]]
+    broken("terms.json", json.dumps({**terms, "response_words": twice}).encode(), "stand there twice")
+    numbers = [*range(len(terms["response_words"]))]
+    broken("terms.json", json.dumps({**terms, "response_words": numbers}).encode(), "no text")
+    broken("terms.json", b"[]", "do not belong together")
+    broken("judge.json", json.dumps({**settings, "intercept": "a"}).encode(), "expected a number as intercept")
+    broken("judge.json", b"[1]", "cannot be read")
+    broken("judge.json", json.dumps({**settings, "format": 2}).encode(), "format 2, expected 1")
+    for name in ("coefficients", "response_words"):
+        for value in (np.nan, np.inf):
+            damaged = {**weights, name: np.full_like(weights[name], value)}
+            broken("weights.safetensors", save(damaged), "no finite numbers")
+    broken("weights.safetensors", save({**weights, "coefficients": weights["coefficients"][1:]}), "belong together")
+    assert OfflineScorer(tmp_path / "judge").score([ask("what now?", BAD[0])])[0].label == "harmful"
+
+
+def test_a_block_without_terms_is_left_out(tmp_path: Path) -> None:
+    """Answers without prompts: held out by their own text, and judged by it alone."""
+    answers = [LabelledAnswer("", f"{row.response} {i % 50}", row.harmful) for i, row in enumerate(rows())]
+    found = fit(answers, tmp_path / "judge")
+    assert 0 < found.test_rows < len(answers) / 2
+    assert set(json.loads((tmp_path / "judge" / "terms.json").read_text())) == {"response_words", "response_letters"}
+    scorer = OfflineScorer(tmp_path / "judge")
+    one, other = scorer.score([ask("what now?", BAD[0]), ask("something else", BAD[0])])
+    assert one == other
+    assert one.label == "harmful"
+    assert scorer.score([ask("", GOOD[0])])[0].label == "safe"
+
+
+def test_no_term_at_all_is_one_line(tmp_path: Path) -> None:
+    alone = [LabelledAnswer("", letter * 3, i % 2 == 0) for i, letter in enumerate("abcdefgh")]
+    with pytest.raises(DataError, match="stand in several answers, found none in the 8"):
+        fit(alone, tmp_path / "judge", test=rows(2))
+    assert not (tmp_path / "judge").exists()
+
+
 def test_one_kind_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 2 answers of each kind to fit on, found 0 harmful"):
         fit([row for row in rows() if not row.harmful], tmp_path / "judge")
@@ -137,6 +188,9 @@ def test_labels_are_read_as_they_are_named() -> None:
         ({"label": "maybe"}, "expected two values, 'unsafe' among them, found 'maybe', 'safe', 'unsafe'"),
         ({"response": 3}, "f:3: response: expected text, found int"),
         ({"response": None}, "f:3: response: expected text, found NoneType"),
+        ({"label": None}, "f:3: label: expected a label, found none"),
+        ({"label": " "}, "f:3: label: expected a label, found none"),
+        ({"label": float("nan")}, "f:3: label: expected a label, found none"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(changed: dict[str, object], expected: str) -> None:
@@ -170,3 +224,7 @@ def test_the_command_fits_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixt
     assert error.count("\n") == 1
     assert main(["judge", "fit", "--data", "nowhere.jsonl", "--out", str(tmp_path / "other")]) == 2
     assert "nowhere.jsonl: no such file" in capsys.readouterr().err
+    assert main([*command[:-1], str(data / "sub" / "judge")]) == 2
+    error = capsys.readouterr().err
+    assert f"{data} is a file, expected a folder" in error
+    assert error.count("\n") == 1

@@ -42,6 +42,9 @@ def fit(
 
     if out.exists():
         raise ConfigError(f"--out {out}: it exists already; give another folder or remove it")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ConfigError(f"--out {out}: {above} is a file, expected a folder; give another folder")
     columns = LabelColumns(prompt, response, label, harmful)
     rows = _read(data, columns)
     found = fit_judge(rows, out, test=None if test is None else _read([test], columns))

@@ -5,6 +5,7 @@ The direction of a score is a part of its kind; only a classifier, which may be 
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -66,14 +67,36 @@ class GuardJudge(_ModelJudge):
     """Whose prompt and whose verdicts: the model must be of this family."""
 
 
+def check_base_url(url: str) -> str:
+    """The address of a server, as it is. What may be a secret is refused, and shown in no message: settings are written
+    to files and shown in reports.
+
+    Raises:
+        ValueError: no http(s) address, or one with a name, a password, a query or a fragment.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an end, a port that is no number
+        parts, usable = None, False
+    if parts is None or not usable or any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise ValueError("expected the address of a server, such as http://localhost:8000/v1")
+    if "@" in parts.netloc or "?" in url or "#" in url:
+        raise ValueError(
+            "expected an address without a name, password, query or fragment, since it is written to files; put the "
+            "key in an environment variable and name it in key_env"
+        )
+    return url
+
+
 class LLMJudge(Section):
     """A model behind an OpenAI-compatible server, asked with a rubric."""
 
     kind: Literal["llm_judge"]
     """Decides which settings a judge has."""
 
-    base_url: str = Field(pattern="^https?://")
-    """The server's address up to and including `/v1`."""
+    base_url: Annotated[str, AfterValidator(check_base_url)]
+    """The server's address up to and including `/v1`, without a key or a password in it."""
 
     model: str = Field(min_length=1)
     """The model's name at the server."""

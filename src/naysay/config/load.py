@@ -16,6 +16,9 @@ from naysay.config.suites import SuiteConfig
 from naysay.config.training import TrainingSettings
 from naysay.errors import ConfigError, InputNotFoundError
 
+_SECRET = frozenset({"base_url", "key_env"})
+"""Settings in whose place a user may have put a key: what was found there is not shown."""
+
 TRAINING = ("training",)
 """The section whose keys depend on `training.objective`."""
 
@@ -202,7 +205,8 @@ def _explain(item: Any, origin: str) -> str:
     where = ".".join(str(part) for part in parts) or "the configuration"
     message = str(item["msg"]).removeprefix("Value error, ")
     found = item.get("input")
-    shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) else ""
+    secret = not _SECRET.isdisjoint(parts[-1:])
+    shown = f" (found {found!r})" if isinstance(found, str | int | float | bool) and not secret else ""
     return f"{origin}: {where}: {message}{shown}"
 
 

@@ -1,22 +1,29 @@
 """Running a judge's model over token ids: longest first, too long ones told apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
+from typing import TypeVar
 
 from naysay.errors import ConversationError
 from naysay.judging.scorer import Judged, Verdict
 from naysay.modeling.progress import progress_bar
 
-Encode = Callable[[Judged], list[int]]
-Judge = Callable[[list[list[int]]], list[Verdict]]
+Encoded = TypeVar("Encoded", bound=Sized)
+"""The tokens of an item; its length is their number."""
 
 
 def judge_in_batches(
-    items: Sequence[Judged], encode: Encode, judge: Judge, *, longest: int | None, batch_size: int, name: str
+    items: Sequence[Judged],
+    encode: Callable[[Judged], Encoded],
+    judge: Callable[[list[Encoded]], list[Verdict]],
+    *,
+    longest: int | None,
+    batch_size: int,
+    name: str,
 ) -> list[Verdict]:
     """One verdict an item. Nothing is truncated: an item that does not fit is invalid, and so is one that the judge's
     chat template refuses."""
     verdicts: dict[int, Verdict] = {}
-    encoded: dict[int, list[int]] = {}
+    encoded: dict[int, Encoded] = {}
     for i, item in enumerate(items):
         try:
             ids = encode(item)

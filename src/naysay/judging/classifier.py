@@ -1,5 +1,6 @@
 """Scorers that read a number off a model's head: sequence classifiers, and the reward and cost models of safe-rlhf."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,13 @@ from naysay.artifacts.digests import digest_json
 from naysay.errors import ConfigError
 from naysay.judging.batches import judge_in_batches
 from naysay.judging.scorer import Direction, Judged, Verdict, conversation_text
-from naysay.modeling.chat import encode_for_judge, encode_texts
+from naysay.modeling.chat import (
+    ContentForm,
+    EncodedTexts,
+    content_form,
+    encode_for_judge,
+    encode_texts,
+)
 from naysay.modeling.digests import tokenizer_digest, weights_digest
 from naysay.modeling.judge_loading import (
     ScoreModel,
@@ -29,7 +36,8 @@ class ClassifierScorer:
     """Any Hugging Face sequence-classification model.
 
     With one output the value is that output as it is (a reward or a cost, in the model's unit); with several it is the
-    softmax probability of the class `label`, in [0, 1].
+    probability of the class `label`, in [0, 1]: by softmax, or by sigmoid where the model's config says that several
+    classes may be true at once (`problem_type: multi_label_classification`).
     """
 
     def __init__(
@@ -48,14 +56,22 @@ class ClassifierScorer:
 
         Raises:
             ConfigError: the model has no such class, or needs one.
-            InputNotFoundError, ModelError: the model cannot be found or used.
+            InputNotFoundError, ModelError: the model cannot be found or used, or is to read a chat that its template
+                does not show.
         """
         self.name = f"classifier:{model}"
         self.direction = direction
-        self.tokenizer, self.model = judge_tokenizer(model), load_classifier(model, device=device, dtype=dtype)
+        self.tokenizer = judge_tokenizer(model)
+        self._form: ContentForm = content_form(self.tokenizer) if reads == "chat" else "text"
+        self.model = load_classifier(model, device=device, dtype=dtype)
         self.reads, self.threshold, self.batch_size = reads, threshold, batch_size
         self.index = _class_index(model, self.model.config, label)
-        settings = [reads, direction.value, self.index, threshold]
+        self.multi_label = self.model.config.problem_type == "multi_label_classification"
+        self._reads_types = "token_type_ids" in inspect.signature(self.model.forward).parameters
+        config = self.model.config.get_text_config()
+        pad = config.pad_token_id
+        self._pad = pad if pad is not None and 0 <= pad < config.vocab_size else None
+        settings = [reads, direction.value, self.index, threshold, self.multi_label]
         self.digest = digest_json([weights_digest(self.model), tokenizer_digest(self.tokenizer), settings])
 
     def score(self, items: Sequence[Judged]) -> list[Verdict]:
@@ -63,20 +79,40 @@ class ClassifierScorer:
             items, self._encode, self._judge, longest=self._longest(), batch_size=self.batch_size, name=self.name
         )
 
-    def _encode(self, item: Judged) -> list[int]:
+    def _encode(self, item: Judged) -> EncodedTexts:
         if self.reads == "chat":
-            return encode_for_judge(self.tokenizer, [*item.messages, {"role": "assistant", "content": item.response}])
+            messages = [*item.messages, {"role": "assistant", "content": item.response}]
+            return EncodedTexts(encode_for_judge(self.tokenizer, messages, form=self._form))
         texts = (conversation_text(item), item.response) if self.reads == "pair" else (item.response,)
         return encode_texts(self.tokenizer, *texts)
 
     @torch.inference_mode()
-    def _judge(self, sequences: list[list[int]]) -> list[Verdict]:
-        logits = self.model(**padded(sequences, self.tokenizer.pad_token_id, self.model.device)).logits.float()
-        values = logits[:, 0] if self.index is None else logits.softmax(dim=-1)[:, self.index]
+    def _judge(self, batch: list[EncodedTexts]) -> list[Verdict]:
+        ids, device = [item.ids for item in batch], self.model.device
+        inputs = padded(ids, self._pad_with(ids), device)
+        types = [item.type_ids for item in batch if item.type_ids is not None]
+        if self._reads_types and len(types) == len(batch):
+            inputs["token_type_ids"] = padded(types, 0, device)["input_ids"]
+        logits = self.model(**inputs).logits.float()
+        if self.index is None:
+            values = logits[:, 0]
+        else:
+            values = (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1))[:, self.index]
         return [to_verdict(value, self.direction, self.threshold) for value in values.tolist()]
 
+    def _pad_with(self, ids: list[list[int]]) -> int:
+        """The token that fills a batch up: the one of the model's config, because a decoder's head looks for the last
+        token that is another one. Where the config has none, one that these ids do not hold, said to the model: it then
+        scores the last token, as it does without a batch."""
+        if self._pad is not None:
+            return self._pad
+        used = {token for sequence in ids for token in sequence}
+        unused = next(token for token in range(len(used) + 1) if token not in used)
+        self.model.config.get_text_config().pad_token_id = unused
+        return unused
+
     def _longest(self) -> int | None:
-        """Models with learned positions from BERT's family keep some of them for padding: the tokenizer knows."""
+        """The tokenizer may know of a limit that the config does not have."""
         limits = [limit for limit in (context_of(self.model), self.tokenizer.model_max_length) if limit is not None]
         return min(limits) if limits else None
 
@@ -118,7 +154,7 @@ class ScoreModelScorer:
         end, ids = self.tokenizer.eos_token_id, []
         for text in safe_rlhf_turns(item):
             # What the tokenizer puts in front belongs to the start of the conversation alone.
-            ids += [*(encode_texts(self.tokenizer, text) if not ids else _plain(self.tokenizer, text)), end]
+            ids += [*(encode_texts(self.tokenizer, text).ids if not ids else _plain(self.tokenizer, text)), end]
         return ids
 
     @torch.inference_mode()

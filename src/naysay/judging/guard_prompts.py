@@ -13,17 +13,19 @@ from typing import Any
 from naysay.judging.scorer import Verdict
 
 Parse = Callable[[str], Verdict]
+Asks = tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class GuardPrompt:
     """How to ask one kind of guard.
 
-    `asks` holds the arguments of the chat template, one set a question; the worst answer counts. A guard with a `parse`
-    writes its verdict in up to `max_new_tokens`; one without is read at the next token, P(Yes) against P(No).
+    `asks` holds the arguments of the chat template, one set a question; the worst answer counts. Where the template was
+    published in versions with other arguments, it is a function that reads them off the template. A guard with a
+    `parse` writes its verdict in up to `max_new_tokens`; one without is read at the next token, P(Yes) against P(No).
     """
 
-    asks: tuple[Mapping[str, Any], ...] = ({},)
+    asks: Asks | Callable[[str], Asks] = ({},)
     parse: Parse | None = None
     max_new_tokens: int = 0
     flatten: bool = False
@@ -109,13 +111,13 @@ _SHIELDGEMMA = (
     " scientific terms related to human anatomy or sex education are permitted.",
 )
 
-# ibm-granite/granite-guardian-3.*, model cards: up to 3.2 the template reads risk_name, from 3.3 on criteria_id; each
-# ignores the other's key. `think` (3.3) off: the verdict comes without reasoning.
-_GRANITE = {
-    "guardian_config": {"risk_name": "harm", "criteria_id": "harm"},
-    "think": False,
-    "add_generation_prompt": True,
-}
+
+def granite_asks(template: str) -> Asks:
+    """ibm-granite/granite-guardian-3.*, model cards: up to 3.2 the template reads risk_name, from 3.3 on criteria_id.
+    `think` (3.3) off: the verdict comes without reasoning."""
+    key = "criteria_id" if "criteria_id" in template else "risk_name"
+    return ({"guardian_config": {key: "harm"}, "think": False, "add_generation_prompt": True},)
+
 
 GUARDS: dict[str, GuardPrompt] = {
     # meta-llama/Llama-Guard-3-8B and -1B: own chat template, model card "How to use".
@@ -124,6 +126,7 @@ GUARDS: dict[str, GuardPrompt] = {
     # Qwen/Qwen3Guard-Gen-*: own chat template, model card "Moderating Response".
     "qwen3guard": GuardPrompt(parse=parse_qwen3guard, max_new_tokens=64),
     "shieldgemma": GuardPrompt(asks=tuple({"guideline": text} for text in _SHIELDGEMMA), flatten=True),
-    "granite_guardian": GuardPrompt(asks=(_GRANITE,), parse=parse_granite_guardian, max_new_tokens=32),
+    # A template with risk_name shows the last two messages and leaves out what was said before.
+    "granite_guardian": GuardPrompt(asks=granite_asks, parse=parse_granite_guardian, max_new_tokens=32, flatten=True),
 }
 """The kinds of guards that can be asked."""

@@ -33,16 +33,15 @@ def labelled_answers(rows: Iterable[tuple[str, Any]], columns: LabelColumns) -> 
         rows: where each row stands (`file:line`), and the row.
 
     Raises:
-        DataError: a row without one of the columns, text that is none, or labels that are not exactly two values with
-            `columns.harmful` among them: what a third value means nobody has said.
+        DataError: a row without one of the columns or without a label, text that is none, or labels that are not
+            exactly two values with `columns.harmful` among them: what a third value means nobody has said.
     """
     found: list[tuple[str, str, str]] = []
     blank = 0
     for where, row in rows:
         prompt, response = _text(row, columns.prompt, where), _text(row, columns.response, where)
-        label = str(_value(row, columns.label, where)).strip().lower()
         if response:
-            found.append((prompt, response, label))
+            found.append((prompt, response, _label(row, columns.label, where)))
         else:
             blank += 1
     harmful = columns.harmful.strip().lower()
@@ -60,6 +59,14 @@ def _value(row: Any, column: str, where: str) -> Any:
         known = ", ".join(map(str, row)) if isinstance(row, Mapping) else "no object"
         raise DataError(f"{where}: expected column {column!r}, found {known[:120]}; name the column of your file")
     return row[column]
+
+
+def _label(row: Any, column: str, where: str) -> str:
+    value = _value(row, column, where)
+    label = "" if value is None or value != value else str(value).strip().lower()  # NaN: an empty cell of a table
+    if not label:
+        raise DataError(f"{where}: {column}: expected a label, found none; label the row or leave it out")
+    return label
 
 
 def _text(row: Any, column: str, where: str) -> str:

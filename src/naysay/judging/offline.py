@@ -56,13 +56,14 @@ class Fit:
 def fit(rows: Sequence[LabelledAnswer], folder: Path, *, test: Sequence[LabelledAnswer] | None = None) -> Fit:
     """Fit a judge and write it to a folder with its model card.
 
-    Without `test` the answers of a fifth of the prompts are held out, chosen by the prompt's digest; they are not used
-    for fitting, so the card's figure is of the very weights that are saved. Answers that stand in the test set are left
-    out of the fit.
+    Without `test` the answers of a fifth of the prompts are held out, chosen by the prompt's digest (of answers without
+    a prompt by their own); they are not used for fitting, so the card's figure is of the very weights that are saved.
+    Answers that stand in the test set are left out of the fit. A block without terms, such as that of prompts which are
+    all empty, is left out of the judge.
 
     Raises:
         ConfigError: scikit-learn is not installed.
-        DataError: too few rows of a kind on either side.
+        DataError: too few rows of a kind on either side, or no term that stands in several of them.
     """
     require_sklearn()
     from sklearn.linear_model import LogisticRegression
@@ -74,8 +75,7 @@ def fit(rows: Sequence[LabelledAnswer], folder: Path, *, test: Sequence[Labelled
             raise DataError(
                 f"expected at least 2 answers of each kind to {name}, found {harmful} harmful of {len(part)}"
             )
-    cutters = {name: _cutter(name) for name in _BLOCKS}
-    features = _stack([cutters[name].fit_transform(_texts(name, train)) for name in _BLOCKS])
+    cutters, features = _cut(train)
     model = LogisticRegression(C=REGULARISATION, max_iter=1000).fit(features, [row.harmful for row in train])
     judge = _Weights(
         {name: list(cutter.get_feature_names_out()) for name, cutter in cutters.items()},
@@ -144,17 +144,36 @@ class _Weights:
         save_file({**self.idf, "coefficients": self.coefficients}, folder / _WEIGHTS)
         write_text(folder / _CARD, model_card(result))
 
+    def check(self) -> None:
+        """Raises ValueError, TypeError where these cannot be the weights of a judge."""
+        shapes = [(len(self.terms[name]),) == self.idf[name].shape for name in self.terms]
+        size = sum(map(len, self.terms.values()))
+        if not size or not all(shapes) or self.coefficients.shape != (size,):
+            raise ValueError("files that do not belong together")
+        for terms in self.terms.values():
+            if len(set(terms)) < len(terms) or not all(isinstance(term, str) for term in terms):
+                raise ValueError("terms that are no text, or that stand there twice")
+        if not isinstance(self.intercept, int | float):
+            raise TypeError(f"expected a number as intercept, found {type(self.intercept).__name__}")
+        if not all(np.isfinite(values).all() for values in (self.coefficients, self.intercept, *self.idf.values())):
+            raise ValueError("weights that are no finite numbers")
+
     @classmethod
     def load(cls, folder: Path) -> "_Weights":
         try:
             settings, terms = read_json(folder / _SETTINGS), read_json(folder / _TERMS)
             tensors = load_file(folder / _WEIGHTS)
-            found = settings["format"]
-            idf = {name: tensors[name] for name in _BLOCKS}
-            whole = found == FORMAT and all(len(terms[name]) == len(idf[name]) for name in _BLOCKS)
-            if not whole or sum(map(len, idf.values())) != len(tensors["coefficients"]):
-                raise ValueError(f"format {found}, or files that do not belong together")
-            return cls({name: terms[name] for name in _BLOCKS}, idf, tensors["coefficients"], settings["intercept"])
+            if settings["format"] != FORMAT:
+                raise ValueError(f"format {settings['format']}, expected {FORMAT}")
+            names = [name for name in _BLOCKS if name in terms]
+            weights = cls(
+                {name: list(terms[name]) for name in names},
+                {name: tensors[name] for name in names},
+                tensors["coefficients"],
+                settings["intercept"],
+            )
+            weights.check()
+            return weights
         except (OSError, RunDirectoryError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"{folder}: this judge cannot be read ({error}); fit it again with naysay judge fit"
@@ -199,7 +218,7 @@ it where there is nothing better, beside another judge, and read examples.
 
 
 def _split(rows: Sequence[LabelledAnswer]) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
-    held = [int(digest_text(row.prompt)[:8], 16) / 2**32 < TEST_SHARE for row in rows]
+    held = [int(digest_text(row.prompt or row.response)[:8], 16) / 2**32 < TEST_SHARE for row in rows]
     return (
         [row for row, out in zip(rows, held, strict=True) if not out],
         [row for row, out in zip(rows, held, strict=True) if out],
@@ -209,6 +228,26 @@ def _split(rows: Sequence[LabelledAnswer]) -> tuple[list[LabelledAnswer], list[L
 def _without(rows: Sequence[LabelledAnswer], test: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
     seen = {(row.prompt, row.response) for row in test}
     return [row for row in rows if (row.prompt, row.response) not in seen]
+
+
+def _cut(train: Sequence[LabelledAnswer]) -> tuple[dict[str, "TfidfVectorizer"], Any]:
+    """A fitted cutter for each block that has terms, and their features side by side."""
+    cutters, features = {}, []
+    for name in _BLOCKS:
+        cutter = _cutter(name)
+        try:
+            features.append(cutter.fit_transform(_texts(name, train)))
+        except ValueError as error:  # how scikit-learn says that there was no term, or that none is left
+            if "empty vocabulary" not in str(error) and "no terms remain" not in str(error):
+                raise
+            continue
+        cutters[name] = cutter
+    if not cutters:
+        raise DataError(
+            f"expected words or groups of letters that stand in several answers, found none in the {len(train):,} to "
+            "fit on; give more labelled answers"
+        )
+    return cutters, _stack(features)
 
 
 def _cutter(block: str, terms: Sequence[str] | None = None) -> "TfidfVectorizer":

@@ -98,7 +98,7 @@ def read_place(reply: ChatReply) -> tuple[int | None, str]:
     """Which place a reply prefers (0 = neither), or None and why it says nothing."""
     if reply.refused:
         return None, reply.refused
-    better = (read_object(reply.text) or {}).get("better")
+    better = (read_object(reply.text, ["better"]) or {}).get("better")
     if better == "neither":
         return 0, ""
     if better in (1, 2, "1", "2") and not isinstance(better, bool):

@@ -4,9 +4,10 @@ The prompt's ids are exactly what inference will see; a response's ids are appen
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from naysay.config.model import ModelConfig
@@ -14,6 +15,9 @@ from naysay.errors import ConversationError, InputNotFoundError, ModelError
 from naysay.records import Message
 
 _SENTINEL = "naysay"
+ContentForm = Literal["text", "parts"]
+"""How a chat template takes the content of a message: as text, or as a list of parts, `[{"type": "text", "text": ...}]`
+(Llama Guard 3 1B)."""
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -40,7 +44,9 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         raise ConversationError(f"the model's chat template refuses the roles [{roles}]: {error}") from error
 
 
-def encode_for_judge(tokenizer: Any, messages: Sequence[Message], **arguments: Any) -> list[int]:
+def encode_for_judge(
+    tokenizer: Any, messages: Sequence[Message], *, form: ContentForm = "text", **arguments: Any
+) -> list[int]:
     """Ids of a whole conversation, its answer included, as a model that judges it wants to see it.
 
     `arguments` go to the chat template (what a guard's own template asks for, or a `chat_template` in its place).
@@ -49,22 +55,66 @@ def encode_for_judge(tokenizer: Any, messages: Sequence[Message], **arguments: A
     Raises:
         ConversationError: the template refuses these messages.
     """
+    turns = _turns(messages, form)
     try:
-        return list(
-            tokenizer.apply_chat_template(
-                [dict(message) for message in messages], return_dict=False, sanitize_control_tokens=True, **arguments
-            )
-        )
+        return list(tokenizer.apply_chat_template(turns, return_dict=False, sanitize_control_tokens=True, **arguments))
     except _template_errors() as error:
         raise ConversationError(f"the judge's chat template refuses this conversation: {error}") from error
 
 
-def encode_texts(tokenizer: Any, *texts: str) -> list[int]:
-    """Ids of a text, or of a pair of texts, with the special tokens that the tokenizer puts around them.
+def content_form(tokenizer: Any, **arguments: Any) -> ContentForm:
+    """The form in which a judge's chat template shows both a prompt and its answer.
+
+    A template that does not know a form may leave the text out without a word, and the judge would then judge nothing.
+
+    Args:
+        arguments: those of `encode_for_judge`.
+
+    Raises:
+        ModelError: there is no template, or it shows them in neither form.
+    """
+    name = getattr(tokenizer, "name_or_path", "") or "this judge"
+    fix = "give the model with the chat template that its makers published"
+    if not (getattr(tokenizer, "chat_template", None) or arguments.get("chat_template")):
+        raise ModelError(
+            f"{name}: its tokenizer has no chat template, so what the judge would read is undefined; {fix}"
+        )
+    shown = [f"{_SENTINEL}{name}" for name in ("prompt", "answer")]
+    messages: list[Message] = [{"role": "user", "content": shown[0]}, {"role": "assistant", "content": shown[1]}]
+    why = "it leaves them out"
+    forms: tuple[ContentForm, ...] = ("text", "parts")
+    for form in forms:
+        try:
+            text = tokenizer.apply_chat_template(_turns(messages, form), tokenize=False, **arguments)
+        except _template_errors() as error:
+            why = " ".join(str(error).split())[:160]
+            continue
+        if all(part in text for part in shown):
+            return form
+    raise ModelError(
+        f"{name}: expected a chat template that shows a prompt and its answer, found one that does not ({why}); {fix}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTexts:
+    """Ids of a text or a pair, and for each the number of the text that it belongs to, where the tokenizer says so."""
+
+    ids: list[int]
+    type_ids: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode_texts(tokenizer: Any, *texts: str) -> EncodedTexts:
+    """A text, or a pair of texts, with the special tokens that the tokenizer puts around them.
 
     Control tokens inside the texts are encoded as plain text.
     """
-    return list(tokenizer(*texts, split_special_tokens=True)["input_ids"])
+    found = tokenizer(*texts, split_special_tokens=True)
+    types = found.get("token_type_ids")
+    return EncodedTexts(list(found["input_ids"]), None if types is None else list(types))
 
 
 def encode_response(tokenizer: Any, text: str, *, ended: bool) -> list[int]:
@@ -179,6 +229,14 @@ def _find_system(tokenizer: Any) -> bool:
         return _SENTINEL in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except _template_errors():
         return False
+
+
+def _turns(messages: Sequence[Message], form: ContentForm) -> list[dict[str, Any]]:
+    if form == "text":
+        return [dict(message) for message in messages]
+    return [
+        {"role": message["role"], "content": [{"type": "text", "text": message["content"]}]} for message in messages
+    ]
 
 
 def _template_errors() -> tuple[type[Exception], ...]:

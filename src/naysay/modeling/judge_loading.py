@@ -53,6 +53,8 @@ def judge_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     folder = resolve(name)
+    if (folder / "config.json").exists():
+        _config(folder, name)  # transformers takes whatever stands there for an object
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except _LOAD_ERRORS as error:
@@ -112,8 +114,20 @@ def load_score_model(name: str, *, device: str, dtype: str) -> ScoreModel:
 
 
 def context_of(model: Any) -> int | None:
-    """The longest input of a model in tokens, where its config says so."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """The longest input of a model in tokens, where its config says so.
+
+    RoBERTa's family counts positions from behind its padding token, so that as many of them are never used.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return None
+    padding = (
+        module.padding_idx
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    )
+    unused = next((index + 1 for index in padding if index is not None), 0)
+    return positions - unused
 
 
 def padded(sequences: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool = False) -> dict[str, Tensor]:
@@ -146,9 +160,12 @@ def _load(kind: Any, name: str, called: str, device: str, dtype: str) -> Any:
 
 def _config(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"judge {name!r}: {folder}/config.json cannot be read: {_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"judge {name!r}: expected an object in {folder}/config.json, found {type(config).__name__}")
+    return config
 
 
 def _head(folder: Path, name: str) -> tuple[Tensor, Tensor | None]:
