@@ -11,7 +11,7 @@ from naysay.judging.build import build_scorers
 from naysay.judging.heuristics import HeuristicScorer
 from naysay.judging.llm_judge import HarmJudge
 from naysay.judging.outcomes import count_outcomes, harm_agreement, outcome_of
-from naysay.judging.scorer import LABELS, Judged, Label, Verdict
+from naysay.judging.scorer import LABELS, Judged, Verdict
 from naysay.records import Generation, GenerationVerdict, Prompt
 from naysay.statistics import HOLM_ABOVE, Estimate, holm, mcnemar, paired_proportion_change
 
@@ -128,7 +128,7 @@ def _of_kind(judgement: Judgement, kind: str) -> dict[str, Any]:
     }
 
 
-def _most_harmful_change(outcomes: Mapping[str, Mapping[str, Label | None]]) -> Estimate:
+def _most_harmful_change(outcomes: Mapping[str, Mapping[str, str | None]]) -> Estimate:
     """The change of harmful answers if all unjudged ones are, before and after: what a judge that does not answer for
     one of the two models would hide."""
     prompts = [prompt for prompt in outcomes["base"] if prompt in outcomes["tuned"]]

@@ -123,7 +123,7 @@ def _require_untouched(run: RunDirectory, manifest: Manifest, digests: Digests) 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A `--rescore` that was begun: the key of the evaluation, and what in evaluation.json does not depend on judges."""
+    """A `--rescore` that was begun: the key of the evaluation, and the digest of what does not depend on judges."""
 
     key: str
     measured: str

@@ -222,9 +222,10 @@ def _unjudged(evaluation: Evaluation, *kinds: str, sides: Sequence[str] = ("base
 
 
 def _broken(condition: Condition) -> str:
+    whose = condition.name.removeprefix("degenerate ")
     return (
-        f"{with_interval(condition.estimate, 'percent')} of the tuned model's {condition.name.removeprefix('degenerate ')} "
-        "are degenerate, so the other figures say little; start from a model that answers these prompts"
+        f"{with_interval(condition.estimate, 'percent')} of the tuned model's {whose} are degenerate, so the other "
+        "figures say little; start from a model that answers these prompts"
     )
 
 
