@@ -19,6 +19,7 @@ from naysay.modeling.loading import load_model, load_tokenizer
 from naysay.records import Prompt
 
 DATA = Path(__file__).parent.parent / "src" / "naysay" / "data"
+MODEL = "SmolLM2-135M-Instruct"
 SEED = 20261123
 MAX_NEW_TOKENS = 48
 HELDOUT_SHARE, DEV_SHARE = 0.48, 0.15
@@ -80,9 +81,9 @@ def build(work: Path) -> None:
         for letter, row in zip(labels[pid], candidates, strict=True):
             label = {"r": "rejected", "a": "acceptable"}.get(letter)
             if label and row["answer"].strip():
-                rows.append({"prompt_id": pid, "label": label, **row})
+                rows.append({"prompt_id": pid, "label": label, "provenance": MODEL, **row})
     split = split_prompts(rows)
-    columns = ("prompt", "answer", "label", "category", "kind", "split", "finish", "tokens", "seed")
+    columns = ("prompt", "answer", "label", "category", "kind", "split", "finish", "tokens", "seed", "provenance")
     finished = [{**row, "split": split[row["prompt_id"]]} for row in rows if row["prompt_id"] in split]
     write_jsonl(DATA / "answers.jsonl", ({name: row[name] for name in columns} for row in finished))
 

@@ -10,12 +10,13 @@ from transformers import AutoTokenizer
 
 from conftest import make_tokenizer
 from endtoend.plain import load, plain_logp
+from endtoend.workplace import rejected_rows, write_rows
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import read_json, read_jsonl, read_records
 from naysay.config.stages import STAGES
 from naysay.modeling.chat import encode_prompt, encode_response
 from naysay.modeling.digests import policy_digest
-from naysay.records import Anchor, Generation, Negative, Prompt
+from naysay.records import Acceptable, Anchor, Generation, Negative, Prompt
 
 DOCUMENTED = (
     "heldout.margin",
@@ -185,3 +186,27 @@ def test_a_prompt_that_leaves_no_room_in_the_context_is_refused(naysay):
     error = naysay.refused(*naysay.command("a", "anchors.max_new_tokens=500"))
     assert "the longest prompt has" in error
     assert "context is 512" in error
+
+
+def test_answers_that_name_different_sources_are_not_compared(naysay):
+    """Every second prompt has an acceptable answer of somebody else."""
+    rows = []
+    for i, row in enumerate(rejected_rows()):
+        for text, label in ((row["rejected"], False), (row["chosen"], True)):
+            source = "forum" if label and i % 2 else "log"
+            rows.append({"prompt": row["prompt"], "completion": text, "label": label, "provenance": source})
+    write_rows(naysay.data, rows)
+    run = naysay.do("a", "data.heldout_fraction=0.5")
+    evaluation = read_json(run.evaluation)
+    negatives = {item.prompt_id for item in read_records(run.negatives, Negative)}
+    given = [item for item in read_records(run.acceptable, Acceptable) if item.prompt_id in negatives]
+    heldout = {prompt.prompt_id for prompt in read_records(run.prompts, Prompt) if prompt.split == "heldout"}
+    same, other = (
+        sum(item.provenance == source and item.prompt_id in heldout for item in given) for source in ("log", "forum")
+    )
+    assert same > 0
+    assert other > 0
+    assert evaluation["sources"] == {"same": same, "unknown": 0, "different": other}
+    assert evaluation["heldout"]["separation"]["n"] == same
+    assert evaluation["heldout"]["acceptable_log_ratio_per_token"]["n"] == same + other
+    assert f"left out for different sources: {other}." in run.report.read_text()

@@ -1,12 +1,15 @@
 """Judges in a run: verdicts and outcomes of the generations, and judging the saved ones again without the policy."""
 
+import importlib
+import shutil
 from pathlib import Path
 
 import pytest
 
+from clients.fake_server import serving
 from endtoend.workplace import Workplace, fill
 from naysay.artifacts.run_directory import RunDirectory
-from naysay.artifacts.store import read_json, read_jsonl, read_records
+from naysay.artifacts.store import read_json, read_jsonl, read_records, write_json
 from naysay.config.stages import STAGES
 from naysay.judging.labelled import LabelledAnswer
 from naysay.judging.offline import fit
@@ -124,6 +127,71 @@ def test_rescore_is_for_judges_alone_and_for_a_run_as_it_was_left(naysay, judges
     assert "found none; start it with: naysay align" in naysay.refused(
         "evaluate", "--out", naysay.folder / "none", "--rescore"
     )
+
+
+@pytest.mark.parametrize("at", ["write_records", "write_json", "output_digests", "save_config"])
+def test_rescore_can_be_interrupted_anywhere_and_done_again(naysay, judged, judges, monkeypatch, at):
+    """After the verdicts, after evaluation.json, after the manifest: the same command works, and gives the same."""
+    run = naysay.run("a")
+    shutil.copytree(judged.path, run.path)
+    rescore = ("evaluate", "--out", run.path, "--rescore", "--set", setting(judges[1]))
+    with monkeypatch.context() as patched:
+        module = "naysay.evaluation.stage" if at.startswith("write") else "naysay.pipeline.rescoring"
+        calls, real = [], getattr(importlib.import_module(module), at)
+
+        def interrupted(*arguments):
+            calls.append(at)
+            if len(calls) == (2 if at == "output_digests" else 1):
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        patched.setattr(f"{module}.{at}", interrupted)
+        assert naysay(*rescore) == 130
+    if at == "output_digests":
+        assert read_json(run.evaluation)["outcomes"]["judges"] == ["offline:opposite"]
+        assert "--rescore` did not finish here; run it again" in naysay.refused("report", "--out", run.path)
+    assert naysay(*rescore) == 0, naysay.err
+    check_outcomes(run, ["offline:opposite"])
+    assert not list(run.manifest_path("evaluate").parent.glob("*.rescore.json"))
+    assert naysay("align", "--out", run.path) == 0, naysay.err
+    assert naysay.err.count("up to date") == len(STAGES)
+
+
+def test_an_interrupted_rescore_excuses_no_other_change(naysay, judged, judges, monkeypatch):
+    run = naysay.run("a")
+    shutil.copytree(judged.path, run.path)
+    rescore = ("evaluate", "--out", run.path, "--rescore", "--set", setting(judges[1]))
+    with monkeypatch.context() as patched:
+        patched.setattr("naysay.evaluation.stage.write_records", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert naysay(*rescore) == 130
+    changed = read_json(run.evaluation)
+    changed["heldout"]["margin"]["value"] = 9.0
+    write_json(run.evaluation, changed)
+    assert "evaluation.json: changed since stage evaluate wrote it" in naysay.refused(*rescore)
+
+
+def test_a_server_that_wants_fewer_requests_gets_them_in_the_same_run(naysay):
+    """What the message on 429 says is done: lower concurrency, the same command again."""
+    pytest.importorskip("openai", reason="comes with the extra naysay[api]")
+
+    def judge(url, **more):
+        rest = "".join(f", {name}: {value}" for name, value in more.items())
+        return f'judges=[{{kind: llm_judge, base_url: "{url}", model: m{rest}}}]'
+
+    busy = True
+    safe = '{"refused": false, "harmful": false, "convincing": 1, "specific": 1}'
+    with serving(lambda question, before: (429, "{}") if busy else safe) as server:
+        assert naysay(*naysay.command("a", judge(server.url, retries=0))) != 0
+        assert "lower concurrency" in naysay.err
+        busy = False
+        run = naysay.do("a", judge(server.url, concurrency=1, retries=1, timeout=20))
+        assert "changes no stage's result" in naysay.err
+        asked = len(server.seen)
+        assert naysay(*naysay.command("a", judge(server.url, concurrency=3))) == 0, naysay.err
+        # Only the report, which shows the config, is made again.
+        assert naysay.err.count("up to date") == len(STAGES) - 1
+        assert len(server.seen) == asked
+    assert read_json(run.evaluation)["outcomes"]["by_kind"]["heldout"]["tuned"]["unjudged"] == 0
 
 
 def test_rescore_needs_an_evaluation(naysay):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token
+from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token, source_counts
 from naysay.evaluation.stage import _jeffrey
 from naysay.statistics.paired import bootstrap_ratio_mean
 
@@ -138,3 +138,39 @@ def test_the_change_of_the_end_of_turn_is_a_mean_over_answers_that_ended():
     assert metrics["end_of_turn_log_ratio"].value == pytest.approx((-0.5 + 0.1 - 2.0) / 3)
     assert metrics["end_of_turn_log_ratio"].n == 2
     assert heldout_metrics([FIRST], **SETTINGS)["end_of_turn_log_ratio"].value is None
+
+
+def from_sources(prompt_id, acceptable, negatives):
+    """A prompt whose acceptable answers gain 1 nat a token and whose rejected ones lose theirs: source -> loss."""
+    return HeldoutGroup(
+        prompt_id,
+        [],
+        [Scores(-4.0, -4.0 - 4 * loss, 4, source) for source, loss in negatives.items()],
+        [Scores(-8.0, -6.0, 2, source) for source in acceptable],
+        [],
+        [-4.0] * len(negatives),
+    )
+
+
+def test_answers_of_different_sources_are_not_compared():
+    groups = [
+        from_sources("p-1", ["mine"], {"mine": 1.0, "theirs": 5.0}),
+        from_sources("p-2", ["mine"], {"theirs": 7.0}),
+        from_sources("p-3", ["mine"], {"": 3.0}),
+        from_sources("p-4", [], {"mine": 9.0}),
+    ]
+    metrics = heldout_metrics(groups, **SETTINGS)
+    # p-1: 1 + 1, without the answer of theirs; p-3: 1 + 3
+    assert metrics["separation"].value == pytest.approx((2 + 4) / 2)
+    assert {metrics[name].n for name in metrics if "pair" in name} == {2}
+    assert [len(group.pairs) for group in groups] == [1, 0, 1, 0]
+    assert source_counts(groups) == {"same": 1, "unknown": 1, "different": 1}
+    # All other figures are over all answers.
+    assert metrics["negative_log_ratio"].n == 4
+
+
+def test_whose_style_fell_is_no_separation():
+    """A model that only made everything of `own` less likely, and acceptable answers of another: nothing is claimed."""
+    groups = [from_sources(f"p-{i}", ["other"], {"own": 1.0 + 0.1 * i}) for i in range(12)]
+    assert heldout_metrics(groups, **SETTINGS)["separation"].value is None
+    assert source_counts(groups) == {"same": 0, "unknown": 0, "different": 12}

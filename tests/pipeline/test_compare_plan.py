@@ -48,6 +48,17 @@ def test_the_help_says_what_the_table_says():
         assert tuple(name.strip() for name in group.split(",")) == names
 
 
+def test_how_fast_a_judge_works_is_no_setting_of_a_comparison(tmp_path):
+    def judged(**more):
+        settings = {"kind": "llm_judge", "base_url": "http://x/v1", "model": "m", **more}
+        return plan(f"judges=[{yaml.safe_dump(settings, default_flow_style=True, width=1000).strip()}]")
+
+    save_plan(tmp_path / "plan.yaml", judged())
+    assert check_saved_plan(tmp_path / "plan.yaml", judged(concurrency=2, retries=0, timeout=5.0, key_env="KEY"))
+    with pytest.raises(RunDirectoryError, match="judges"):
+        check_saved_plan(tmp_path / "plan.yaml", judged(base_url="http://y/v1"))
+
+
 def test_the_budget_counts_groups_and_is_rounded_up_for_all_alike():
     found = plan("training.groups_per_step=8", budget=100)
     assert (found.steps, found.tuning_steps) == (13, 7)

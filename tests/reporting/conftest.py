@@ -45,6 +45,7 @@ EVALUATION: dict[str, Any] = {
         "pair_accuracy_change": estimate(0.13, 0.09),
         "implicit_pair_accuracy": estimate(0.79, 0.11),
     },
+    "sources": {"same": 48, "unknown": 0, "different": 0},
     "benign": {
         "nats_per_token_base": estimate(1.204, 0.1, 60),
         "nats_per_token_tuned": estimate(1.2, 0.1, 60),
@@ -97,7 +98,7 @@ def judged_group(n: int, harm: tuple[float, float], refusal: tuple[float, float]
     change = {
         name: estimate(sides[1][name]["value"] - sides[0][name]["value"], 0.05, n)
         for name in sides[0]
-        if name in LABELS
+        if name in (*LABELS, "most_harmful")
     }
     return {
         "base": sides[0],

@@ -40,6 +40,14 @@ def test_unadjusted_p_values_stand_where_few_were_compared(judged_evaluation: Ev
     assert {row.cells[-1] for row in table.rows if row.name.startswith("Held-out")} == {"0.010"}
 
 
+def test_what_was_not_compared_has_no_p_value(judged_evaluation: Evaluation) -> None:
+    for p in ("p_value", "p_holm"):
+        judged_evaluation["outcomes"]["by_kind"]["heldout"][p] = dict.fromkeys(LABELS)
+    table = judged.judged_outcomes(judged_evaluation)
+    assert table is not None
+    assert {row.cells[-1] for row in table.rows if row.name.startswith("Held-out")} == {""}
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

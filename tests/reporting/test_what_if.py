@@ -63,7 +63,8 @@ def test_with_a_judge_each_kind_is_a_row(judged_evaluation: Evaluation) -> None:
         "no",
         "the upper end is 26.2 points below 0",
     )
-    assert sum(name.startswith("More harmful/") for name in rows) == 3
+    # held-out, benign, look-alike; the two harmless kinds; all three
+    assert sum(name.startswith("More harmful/") for name in rows) == 5
 
 
 def test_a_stopped_run(evaluation: Evaluation) -> None:

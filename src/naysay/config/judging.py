@@ -140,6 +140,15 @@ JUDGES: Mapping[str, type[Section]] = {
 """The settings of each kind."""
 
 
+WHERE_AND_HOW_FAST = frozenset({"batch_size", "device", "concurrency", "retries", "timeout", "key_env"})
+"""Settings that say where and how fast a judge works. They change no verdict and belong to no result's identity."""
+
+
+def verdict_settings(judge: Section) -> dict[str, object]:
+    """The settings of a judge that its verdicts depend on."""
+    return judge.model_dump(mode="json", exclude=set(WHERE_AND_HOW_FAST))
+
+
 def _check(judges: tuple[JudgeConfig, ...]) -> tuple[JudgeConfig, ...]:
     if judges:
         first = judges[0]

@@ -11,11 +11,13 @@ from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean, clust
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probs of one answer (sums, nats) before and after training, and its number of tokens."""
+    """Log-probs of one answer (sums, nats) before and after training, its number of tokens, and whose answer it is."""
 
     base: float
     tuned: float
     tokens: int
+    source: str = ""
+    """The provenance that the data name; empty where they name none."""
 
     @property
     def log_ratio(self) -> float:
@@ -44,13 +46,19 @@ class HeldoutGroup:
         anchors = sum(s.tuned - r for s, r in zip(self.anchors, self.ref_anchors, strict=True)) / len(self.anchors)
         return [beta * anchors - alpha * (s.tuned - r) for s, r in zip(self.negatives, self.ref_negatives, strict=True)]
 
-    def pairs_right(self, policy: Literal["base", "tuned"]) -> list[bool]:
-        """For each pair (acceptable, rejected): does the policy give the acceptable one more log-prob per token?"""
+    @property
+    def pairs(self) -> list[tuple[Scores, Scores]]:
+        """(acceptable, rejected) answers that are compared: all but those that are known to be of different sources."""
         return [
-            getattr(a, policy) / a.tokens > getattr(n, policy) / n.tokens
+            (a, n)
             for a in self.acceptable
             for n in self.negatives
+            if a.source == n.source or not (a.source and n.source)
         ]
+
+    def pairs_right(self, policy: Literal["base", "tuned"]) -> list[bool]:
+        """For each of `pairs`: does the policy give the acceptable answer more log-prob per token?"""
+        return [getattr(a, policy) / a.tokens > getattr(n, policy) / n.tokens for a, n in self.pairs]
 
 
 def heldout_metrics(
@@ -59,7 +67,8 @@ def heldout_metrics(
     """Estimates over prompts; where a prompt has several answers they are clustered.
 
     `separation` is the change of log-prob per token of acceptable minus rejected answers of the same prompt, on
-    prompts that have both: above 0 = acceptable answers gained on rejected ones.
+    prompts that have both: above 0 = acceptable answers gained on rejected ones. Answers that are known to be of
+    different sources are not compared: their difference would be that of two styles.
     """
 
     def over(values: dict[str, list[float]]) -> Estimate:
@@ -77,7 +86,7 @@ def heldout_metrics(
         )
 
     with_anchor = [g for g in groups if g.anchors and g.negatives]
-    both = [g for g in groups if g.negatives and g.acceptable]
+    both = [g for g in groups if g.pairs]
     return {
         "margin": over({g.prompt_id: g.margins(alpha=alpha, beta=beta) for g in with_anchor}),
         "negative_log_ratio": over({g.prompt_id: [s.log_ratio for s in g.negatives] for g in groups}),
@@ -91,11 +100,19 @@ def heldout_metrics(
 
 
 def separation(group: HeldoutGroup) -> float:
-    """Mean change per token (nats) of the acceptable minus that of the rejected answers of a prompt that has both."""
-    gained, lost = (
-        sum(s.change_per_token for s in answers) / len(answers) for answers in (group.acceptable, group.negatives)
-    )
-    return gained - lost
+    """Change per token (nats) of the acceptable minus that of the rejected answer: mean over the pairs of a prompt."""
+    return sum(a.change_per_token - n.change_per_token for a, n in group.pairs) / len(group.pairs)
+
+
+def source_counts(groups: Sequence[HeldoutGroup]) -> dict[str, int]:
+    """Held-out prompts with acceptable and rejected answers, by what is known of where these come from.
+
+    `same`: of every pair that is compared; `unknown`: of some pair it is not; `different`: no pair is of one source, so
+    that the prompt is left out of all comparisons of the two.
+    """
+    both = [g for g in groups if g.negatives and g.acceptable]
+    known = [all(a.source and n.source for a, n in g.pairs) for g in both if g.pairs]
+    return {"same": sum(known), "unknown": len(known) - sum(known), "different": len(both) - len(known)}
 
 
 def _pair_metrics(groups: Sequence[HeldoutGroup]) -> dict[str, Estimate]:
@@ -103,7 +120,7 @@ def _pair_metrics(groups: Sequence[HeldoutGroup]) -> dict[str, Estimate]:
     `implicit_pair_accuracy`: the acceptable answer gained more per token than the rejected one."""
     before = [right for g in groups for right in g.pairs_right("base")]
     after = [right for g in groups for right in g.pairs_right("tuned")]
-    pairs = [(g.prompt_id, a, n) for g in groups for a in g.acceptable for n in g.negatives]
+    pairs = [(g.prompt_id, a, n) for g in groups for a, n in g.pairs]
     gained = [a.change_per_token > n.change_per_token for _, a, n in pairs]
     clusters = [prompt for prompt, _, _ in pairs]
     return {

@@ -13,7 +13,7 @@ from naysay.judging.llm_judge import HarmJudge
 from naysay.judging.outcomes import count_outcomes, harm_agreement, outcome_of
 from naysay.judging.scorer import LABELS, Judged, Verdict
 from naysay.records import Generation, GenerationVerdict, Prompt
-from naysay.statistics import HOLM_ABOVE, holm, mcnemar, paired_proportion_change
+from naysay.statistics import HOLM_ABOVE, Estimate, holm, mcnemar, paired_proportion_change
 
 MODELS = ("base", "tuned")
 
@@ -77,7 +77,8 @@ def outcome_report(judgement: Judgement, *, samples: int, seed: int) -> dict[str
     to be safe. The first judge decides.
 
     Changes are paired by prompt, over the prompts whose two answers were both judged. Where more than 5 of them are
-    compared, their p-values (McNemar's mid-p) are adjusted together after Holm.
+    compared, their p-values (McNemar's mid-p) are adjusted together after Holm; a kind of which no prompt was judged
+    twice has none.
 
     Args:
         samples, seed: of the bootstrap of the judges' agreement.
@@ -86,10 +87,7 @@ def outcome_report(judgement: Judgement, *, samples: int, seed: int) -> dict[str
         return None
     kinds = sorted({item.kind for item in judgement.generations})
     by_kind = {kind: _of_kind(judgement, kind) for kind in kinds}
-    tests = [(kind, label) for kind in kinds for label in LABELS]
-    adjusted = holm([by_kind[kind]["p_value"][label] for kind, label in tests]) if len(tests) > HOLM_ABOVE else None
-    for i, (kind, label) in enumerate(tests):
-        by_kind[kind].setdefault("p_holm", {})[label] = None if adjusted is None else adjusted[i]
+    _adjust(by_kind)
     lookalike = by_kind.get("lookalike")
     several = len(judgement.harm) > 1
     return {
@@ -98,6 +96,16 @@ def outcome_report(judgement: Judgement, *, samples: int, seed: int) -> dict[str
         "over_refusal": lookalike and {part: lookalike[part]["refusal"] for part in (*MODELS, "change")},
         "agreement": harm_agreement(list(judgement.harm.values()), samples, seed) if several else None,
     }
+
+
+def _adjust(by_kind: Mapping[str, dict[str, Any]]) -> None:
+    """Put `p_holm` beside the p-values. A change that rests on no prompt is no comparison and is not counted as one."""
+    found = {
+        (kind, label): p for kind, shares in by_kind.items() for label, p in shares["p_value"].items() if p is not None
+    }
+    adjusted = dict(zip(found, holm(list(found.values())), strict=True)) if len(found) > HOLM_ABOVE else {}
+    for kind, shares in by_kind.items():
+        shares["p_holm"] = {label: adjusted.get((kind, label)) for label in LABELS}
 
 
 def _of_kind(judgement: Judgement, kind: str) -> dict[str, Any]:
@@ -112,9 +120,20 @@ def _of_kind(judgement: Judgement, kind: str) -> dict[str, Any]:
     flags = {label: ([b == label for b, _ in both], [t == label for _, t in both]) for label in LABELS}
     return {
         **{model: _shares(found[model].values()) for model in MODELS},
-        "change": {label: paired_proportion_change(*pair) for label, pair in flags.items()},
-        "p_value": {label: mcnemar(*pair).mid_p for label, pair in flags.items()},
+        "change": {
+            **{label: paired_proportion_change(*pair) for label, pair in flags.items()},
+            "most_harmful": _most_harmful_change(outcomes),
+        },
+        "p_value": {label: mcnemar(*pair).mid_p if both else None for label, pair in flags.items()},
     }
+
+
+def _most_harmful_change(outcomes: Mapping[str, Mapping[str, str | None]]) -> Estimate:
+    """The change of harmful answers if all unjudged ones are, before and after: what a judge that does not answer for
+    one of the two models would hide."""
+    prompts = [prompt for prompt in outcomes["base"] if prompt in outcomes["tuned"]]
+    flags = [[outcomes[model][prompt] in (None, "harmful") for prompt in prompts] for model in MODELS]
+    return paired_proportion_change(*flags)
 
 
 def _of_model(

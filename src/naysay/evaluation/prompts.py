@@ -45,7 +45,7 @@ def prompt_rows(
 def _heldout(group: HeldoutGroup, alpha: float, beta: float) -> dict[str, Any]:
     return {
         "margins": tuple(group.margins(alpha=alpha, beta=beta)) if group.anchors else (),
-        "separation": separation(group) if group.negatives and group.acceptable else None,
+        "separation": separation(group) if group.pairs else None,
         "pairs_right_base": tuple(group.pairs_right("base")),
         "pairs_right_tuned": tuple(group.pairs_right("tuned")),
         "negatives": tuple((scores.log_ratio, scores.tokens) for scores in group.negatives),

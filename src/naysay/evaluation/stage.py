@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,57 +9,30 @@ import numpy as np
 
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import read_json, read_jsonl, read_records, write_json, write_records
+from naysay.config.judging import verdict_settings
 from naysay.config.run import RunConfig
-from naysay.core.prefix import TokenGroup
 from naysay.errors import RunDirectoryError
+from naysay.evaluation.cases import NORMAL_PROMPTS, Answers, Case, read_cases
 from naysay.evaluation.generations import generate_both, kind_of, outcome_metrics
-from naysay.evaluation.likelihood import HeldoutGroup, Scores, group_of, heldout_metrics, nats_per_token
+from naysay.evaluation.likelihood import HeldoutGroup, Scores, heldout_metrics, nats_per_token, source_counts
 from naysay.evaluation.outcomes import judge, outcome_report
 from naysay.evaluation.prompts import KLValues, prompt_rows
 from naysay.evaluation.suite_choice import SuiteCounts, choose_prompts
 from naysay.evaluation.suites import suite_files
 from naysay.judging.build import judge_folders
 from naysay.modeling.adapters import INITIAL, BaseAndTuned, load_reference
-from naysay.modeling.chat import encode_prompt, encode_response, end_of_turn_id, template_file
+from naysay.modeling.chat import template_file
 from naysay.modeling.digests import policy_digest
 from naysay.modeling.divergence import kl_divergence
 from naysay.modeling.forward import token_budget
 from naysay.modeling.loading import load_tokenizer, pick_device, resolve
 from naysay.modeling.reference import score_groups
-from naysay.records import Acceptable, Anchor, Generation, Negative, Prompt, Selection, SuitePrompt
+from naysay.records import Generation, Prompt, SuitePrompt
 from naysay.statistics.estimate import Estimate
 from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean
 
-VERSION = 4
+VERSION = 5
 TRAINED_GROUPS = "groups.jsonl"
-NORMAL_PROMPTS = "normal.jsonl"
-Answers = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A prompt with the token ids of its answers of each kind."""
-
-    prompt: Prompt
-    prompt_ids: list[int]
-    anchors: Answers
-    negatives: Answers
-    acceptable: Answers
-    end_id: int
-
-    @property
-    def ended(self) -> list[Sequence[int]]:
-        """Held-out answers that ended by themselves, each once."""
-        if self.prompt.split == "benign":
-            return []
-        answers = dict.fromkeys(tuple(ids) for kind in (self.anchors, self.negatives, self.acceptable) for ids in kind)
-        return [ids for ids in answers if len(ids) > 1 and ids[-1] == self.end_id]
-
-    @property
-    def tokens(self) -> TokenGroup:
-        """All answers, and those that ended also without their end: the difference is log π(end of turn)."""
-        without_end = [ids[:-1] for ids in self.ended]
-        return group_of(self.prompt_ids, self.anchors, self.negatives, self.acceptable, without_end)
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -75,7 +47,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "margin_weights": list(config.training.margin_weights),
         "method": config.training.method,
         "near_duplicate_threshold": config.data.near_duplicate_threshold,
-        "judges": [judge.model_dump(mode="json") for judge in config.judges],
+        "judges": [verdict_settings(judge) for judge in config.judges],
     }
 
 
@@ -144,7 +116,7 @@ def _measure(config: RunConfig, run: RunDirectory) -> tuple[dict[str, Any], dict
     with policies.base() as model:
         digests = {"base": policy_digest(model, tokenizer)}
     digests["tuned"] = _tuned_digest(policies, tokenizer)
-    cases = _cases(config, run, tokenizer)
+    cases = read_cases(config, run, tokenizer)
     heldout = [case for case in cases if case.prompt.split != "benign"]
     benign = [case for case in cases if case.prompt.split == "benign"]
     if not heldout:
@@ -174,6 +146,7 @@ def _measure(config: RunConfig, run: RunDirectory) -> tuple[dict[str, Any], dict
         "split": config.evaluation.split,
         "policy": {"base_digest": digests["base"], "tuned_digest": digests["tuned"]},
         "heldout": heldout_metrics(groups, alpha=alpha, beta=beta, samples=samples, seed=seed),
+        "sources": source_counts(groups),
         "benign": nats_per_token(acceptable, samples=samples, seed=seed),
         "kl": _kl_metrics(kl, samples, seed),
         "generations": outcome_metrics(generations),
@@ -196,19 +169,22 @@ class _Scorer:
     ):
         self.config, self.run, self.tokenizer, self.policies, self.digests = config, run, tokenizer, policies, digests
 
-    def heldout(self, cases: Sequence[_Case]) -> list[HeldoutGroup]:
+    def heldout(self, cases: Sequence[Case]) -> list[HeldoutGroup]:
         base, tuned = self._both(cases)
         minus, plus = (self._reference(role, cases, base) for role in ("negative", "positive"))
 
-        def scored(answers: Answers, before: Mapping, after: Mapping) -> list[Scores]:
-            return [Scores(before[tuple(ids)], after[tuple(ids)], len(ids)) for ids in answers]
+        def scored(answers: Answers, before: Mapping, after: Mapping, sources: Sequence[str] = ()) -> list[Scores]:
+            return [
+                Scores(before[tuple(ids)], after[tuple(ids)], len(ids), source)
+                for ids, source in zip(answers, sources or [""] * len(answers), strict=True)
+            ]
 
         return [
             HeldoutGroup(
                 prompt_id=case.prompt.prompt_id,
                 anchors=scored(case.anchors, before, after),
-                negatives=scored(case.negatives, before, after),
-                acceptable=scored(case.acceptable, before, after),
+                negatives=scored(case.negatives, before, after, case.sources["negatives"]),
+                acceptable=scored(case.acceptable, before, after, case.sources["acceptable"]),
                 ref_anchors=[m[tuple(ids)] for ids in case.anchors],
                 ref_negatives=[p[tuple(ids)] for ids in case.negatives],
                 end_log_ratios=[
@@ -218,7 +194,7 @@ class _Scorer:
             for case, before, after, m, p in zip(cases, base, tuned, minus, plus, strict=True)
         ]
 
-    def acceptable(self, cases: Sequence[_Case]) -> list[tuple[str, Scores]]:
+    def acceptable(self, cases: Sequence[Case]) -> list[tuple[str, Scores]]:
         base, tuned = self._both(cases)
         return [
             (case.prompt.prompt_id, Scores(before[tuple(ids)], after[tuple(ids)], len(ids)))
@@ -226,14 +202,14 @@ class _Scorer:
             for ids in case.acceptable
         ]
 
-    def _both(self, cases: Sequence[_Case]) -> tuple[list[dict], list[dict]]:
+    def _both(self, cases: Sequence[Case]) -> tuple[list[dict], list[dict]]:
         with self.policies.base() as model:
             base = self._score(model, cases, self.digests["base"], "scoring the base model")
         with self.policies.tuned() as model:
             tuned = self._score(model, cases, self.digests["tuned"], "scoring the tuned model")
         return base, tuned
 
-    def _reference(self, role: str, cases: Sequence[_Case], base: list[dict]) -> list[dict]:
+    def _reference(self, role: str, cases: Sequence[Case], base: list[dict]) -> list[dict]:
         name = getattr(self.config.references, role)
         if name == INITIAL:
             return base
@@ -241,7 +217,7 @@ class _Scorer:
             model = load_reference(name, self.config.model, initial)
         return self._score(model, cases, policy_digest(model, self.tokenizer), f"scoring the {role} reference")
 
-    def _score(self, model: Any, cases: Sequence[_Case], digest: str, description: str) -> list[dict]:
+    def _score(self, model: Any, cases: Sequence[Case], digest: str, description: str) -> list[dict]:
         groups = [case.tokens for case in cases]
         scored = score_groups(
             model,
@@ -258,38 +234,7 @@ class _Scorer:
         ]
 
 
-def _cases(config: RunConfig, run: RunDirectory, tokenizer: Any) -> list[_Case]:
-    anchors = {anchor.anchor_id: anchor for anchor in read_records(run.anchors, Anchor)}
-    kept = {selection.prompt_id: selection.kept for selection in read_records(run.selection, Selection)}
-    negatives = _by_prompt(read_records(run.negatives, Negative), tokenizer)
-    acceptable = _by_prompt(read_records(run.acceptable, Acceptable), tokenizer)
-    trained_on = {row["prompt_id"] for row in read_jsonl(run.train / NORMAL_PROMPTS)}
-    cases = []
-    for prompt in read_records(run.prompts, Prompt):
-        if prompt.split not in {config.evaluation.split, "benign"} or prompt.prompt_id in trained_on:
-            continue
-        case = _Case(
-            prompt=prompt,
-            prompt_ids=encode_prompt(tokenizer, prompt.messages),
-            anchors=[anchors[anchor_id].token_ids for anchor_id in kept.get(prompt.prompt_id, ())],
-            negatives=negatives.get(prompt.prompt_id, []),
-            acceptable=acceptable.get(prompt.prompt_id, []),
-            end_id=end_of_turn_id(tokenizer),
-        )
-        if prompt.split == "benign" or case.negatives:
-            cases.append(case)
-    return cases
-
-
-def _by_prompt(answers: Sequence[Negative | Acceptable], tokenizer: Any) -> dict[str, list[list[int]]]:
-    found: dict[str, list[list[int]]] = {}
-    for answer in answers:
-        ids = encode_response(tokenizer, answer.text, ended=answer.finish == "stop")
-        found.setdefault(answer.prompt_id, []).append(ids)
-    return found
-
-
-def _asked(heldout: Sequence[_Case], benign: Sequence[_Case], config: RunConfig) -> list[Prompt]:
+def _asked(heldout: Sequence[Case], benign: Sequence[Case], config: RunConfig) -> list[Prompt]:
     """The prompts that are answered before and after: as many look-alikes as other benign ones, where there are."""
     lookalikes = [case.prompt for case in benign if case.prompt.kind == "lookalike"]
     others = [case.prompt for case in benign if case.prompt.kind != "lookalike"]
@@ -375,7 +320,7 @@ def _plain(value: Any) -> Any:
 
 
 def _counts(
-    heldout: Sequence[_Case], benign: Sequence[_Case], generations: Sequence[Generation], suites: Sequence[SuiteCounts]
+    heldout: Sequence[Case], benign: Sequence[Case], generations: Sequence[Generation], suites: Sequence[SuiteCounts]
 ) -> dict[str, Any]:
     in_suites = {"suites": {counts.name: counts.as_counts() for counts in suites}} if suites else {}
     return {

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from naysay.artifacts.store import write_text
+from naysay.config.judging import verdict_settings
 from naysay.config.load import parse_config
 from naysay.config.objectives import D2O, OBJECTIVES
 from naysay.config.run import RunConfig
@@ -139,6 +140,7 @@ class Plan:
             "seeds": self.seeds,
             "learning_rates": {name: list(rates) for name, rates in self.learning_rates.items()},
             **_shared_values(self.config),
+            "judges": [verdict_settings(judge) for judge in self.config.judges],
         }
 
 

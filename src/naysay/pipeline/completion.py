@@ -78,6 +78,11 @@ def is_done(run: RunDirectory, identity: Identity, digests: Digests) -> bool:
     if MISSING in found.values():
         return False
     for name, digest in manifest.outputs.items():
+        if found[name] != digest and rescore_record(run).exists() and identity.stage == "evaluate":
+            raise RunDirectoryError(
+                f"{run.path}: `naysay evaluate --rescore` did not finish here; run it again, with the same or other "
+                "judges"
+            )
         if found[name] != digest:
             raise RunDirectoryError(
                 f"{run.path / name}: changed since stage {identity.stage} wrote it; put it back, "
@@ -119,6 +124,8 @@ def remove_stage(run: RunDirectory, stage: Stage) -> bool:
     Killed at any point, it leaves a record under no valid key, which has the rest removed before the stage runs again.
     """
     manifest, partial = _recorded_outputs(run, stage), Partial.load(run, stage)
+    if stage == "evaluate":
+        rescore_record(run).unlink(missing_ok=True)
     if manifest is None and partial is None:
         return False
     names = tuple(dict.fromkeys([*(manifest or ()), *(partial.outputs if partial else ())]))
@@ -133,6 +140,11 @@ def _recorded_outputs(run: RunDirectory, stage: Stage) -> Mapping[str, str] | No
     """Outputs that a manifest records, of whatever version; None where the stage is not done."""
     path = run.manifest_path(stage)
     return read_json(path)["outputs"] if path.exists() else None
+
+
+def rescore_record(run: RunDirectory) -> Path:
+    """Where it stands that a `--rescore` was begun; there is none once it is done."""
+    return run.manifest_path("evaluate").with_suffix(".rescore.json")
 
 
 def _partial_path(run: RunDirectory, stage: Stage) -> Path:

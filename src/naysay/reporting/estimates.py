@@ -53,3 +53,20 @@ def pooled(estimates: Sequence[Estimate]) -> Estimate:
         down += (share * (estimate["value"] - estimate["ci_low"])) ** 2
         up += (share * (estimate["ci_high"] - estimate["value"])) ** 2
     return {"value": value, "ci_low": value - down**0.5, "ci_high": value + up**0.5, "n": n}
+
+
+POOLS: Mapping[str, Sequence[str]] = {
+    "harmless": ("benign", "lookalike"),
+    "all": ("heldout", "safety", "benign", "lookalike"),
+}
+"""Kinds of prompts that are also looked at together, since each may be too few to show a change."""
+
+
+def pools(by_kind: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
+    """Of disjoint kinds of prompts, those of `POOLS` of which at least two were measured, each set of kinds once."""
+    found: dict[tuple[str, ...], tuple[str, Estimate]] = {}
+    for name, kinds in POOLS.items():
+        measured = {kind: estimate for kind in kinds if (estimate := by_kind.get(kind)) is not None}
+        if len(measured) > 1:
+            found.setdefault(tuple(sorted(measured)), (name, pooled(list(measured.values()))))
+    return dict(found.values())

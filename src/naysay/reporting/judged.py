@@ -68,7 +68,8 @@ def _kind(kind: str) -> str:
 def _cells(shares: Mapping[str, Any], label: str) -> tuple[str, ...]:
     adjusted = shares["p_holm"][label]
     p = shares["p_value"][label] if adjusted is None else adjusted
-    return (*outcome_cells(shares, label), "< 0.001" if p < 0.001 else f"{p:.3f}")
+    shown = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return (*outcome_cells(shares, label), shown)
 
 
 def _note(shares: Mapping[str, Any]) -> str:

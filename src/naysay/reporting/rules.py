@@ -21,7 +21,7 @@ Label = Literal[
     "collapsed",
     "stopped",
 ]
-Test = Literal["above_zero", "not_above_zero", "above_bound", "share", "enough_prompts", "event"]
+Test = Literal["above_zero", "not_above_zero", "above_bound", "share", "below_share", "enough_prompts", "event"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Condition:
     """What a rule asks of one measure (`asks`, in words), and whether it is so (`holds`).
 
     `bound` is what the value of the estimate is compared with, in its unit; `before` the base model's, where the value
-    must also be above that one. `style` and `digits` say how the estimate is written.
+    must also be above that one. `style` and `digits` say how the estimate is written, `kind` which prompts it is about
+    (empty: all, or it does not say).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Condition:
     before: Estimate | None = None
     style: Style = "signed"
     digits: int = 3
+    kind: str = ""
 
     @property
     def rose(self) -> str:
@@ -66,15 +68,20 @@ class Rule:
         return [condition for condition in self.conditions if condition.holds]
 
 
-def rises(name: str, estimate: Estimate | None, style: Style = "signed", digits: int = 3) -> Condition:
+def rises(
+    name: str, estimate: Estimate | None, style: Style = "signed", digits: int = 3, *, kind: str = ""
+) -> Condition:
     """The interval lies above 0."""
-    return Condition(name, "interval above 0", "above_zero", above_zero(estimate), estimate, style=style, digits=digits)
+    holds = above_zero(estimate)
+    return Condition(name, "interval above 0", "above_zero", holds, estimate, style=style, digits=digits, kind=kind)
 
 
-def does_not_rise(name: str, estimate: Estimate | None, style: Style = "signed", digits: int = 3) -> Condition:
+def does_not_rise(
+    name: str, estimate: Estimate | None, style: Style = "signed", digits: int = 3, *, kind: str = ""
+) -> Condition:
     """The interval does not lie above 0, or was not measured."""
-    asks = "interval not above 0"
-    return Condition(name, asks, "not_above_zero", not above_zero(estimate), estimate, style=style, digits=digits)
+    asks, holds = "interval not above 0", not above_zero(estimate)
+    return Condition(name, asks, "not_above_zero", holds, estimate, style=style, digits=digits, kind=kind)
 
 
 def exceeds(name: str, estimate: Estimate | None, bound: float) -> Condition:
@@ -83,11 +90,19 @@ def exceeds(name: str, estimate: Estimate | None, bound: float) -> Condition:
     return Condition(name, f"above {bound:.2f}", "above_bound", holds, estimate, bound, style="plain")
 
 
-def large_share(name: str, before: Estimate | None, after: Estimate | None, bound: float) -> Condition:
+def large_share(
+    name: str, before: Estimate | None, after: Estimate | None, bound: float, *, kind: str = ""
+) -> Condition:
     """A share that is at least `bound` and more than before."""
     holds = before is not None and after is not None and after["value"] >= bound and after["value"] > before["value"]
     asks = f"at least {100 * bound:.0f} % and more than before"
-    return Condition(name, asks, "share", holds, after, bound, before, style="percent")
+    return Condition(name, asks, "share", holds, after, bound, before, style="percent", kind=kind)
+
+
+def small_share(name: str, share: Estimate | None, bound: float, *, kind: str = "") -> Condition:
+    """A share below `bound`, or not measured."""
+    holds = share is None or share["value"] < bound
+    return Condition(name, f"below {100 * bound:.0f} %", "below_share", holds, share, bound, style="percent", kind=kind)
 
 
 def on_enough_prompts(name: str, estimates: Sequence[Estimate | None], style: Style) -> Condition:

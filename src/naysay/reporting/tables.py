@@ -47,7 +47,7 @@ class Measure:
 
 SEPARATION = Measure(
     "Separation",
-    "nats/token; acceptable minus rejected answers of the same source; above 0 is good",
+    "nats/token; acceptable minus rejected answers of the same prompts; above 0 is good",
     change="heldout.separation",
 )
 MARGIN = Measure(
@@ -174,9 +174,21 @@ def before_after(evaluation: Mapping[str, Any]) -> Table:
     rows = [Row(measure.name, _before_after_cells(evaluation, measure), measure.note) for measure in MEASURES]
     foot = (
         "A log-ratio is log-probability under the tuned model minus that under the reference: its base value is 0 by "
-        "definition. Brackets hold 95 % intervals; n counts prompts."
+        f"definition. Brackets hold 95 % intervals; n counts prompts.{_sources(evaluation)}"
     )
     return Table("Likelihoods before and after", ("Measure", "Base", "Tuned", "Change", "n"), rows, foot)
+
+
+def _sources(evaluation: Mapping[str, Any]) -> str:
+    """On how many prompts the compared answers are known to be of one source."""
+    found = evaluation.get("sources")
+    if not found or not any(found.values()):
+        return ""
+    return (
+        " Separation and pairs compare acceptable with rejected answers of the same source (provenance in the data): "
+        f"known to be so on {found['same']} prompts, not known on {found['unknown']}; left out for different sources: "
+        f"{found['different']}."
+    )
 
 
 def outcomes(evaluation: Mapping[str, Any]) -> Table:

@@ -66,7 +66,7 @@ def distance(condition: Condition) -> str:
             if spare >= 0
             else f"{-spare} {'prompt is' if spare == -1 else 'prompts are'} missing"
         )
-    if condition.test in ("above_bound", "share"):
+    if condition.test in ("above_bound", "share", "below_share"):
         return _from_bound(condition, estimate)
     return _from_zero(estimate, condition.style, condition.digits)
 
