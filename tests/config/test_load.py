@@ -129,6 +129,19 @@ def test_a_broken_recipe_is_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistake_on_the_command_line_is_not_the_recipes(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("seed: 1\n")
+    for override in ("judges=[{kind: offline}]", "judges=[{kind: llm_judge, url: u}]", "training.betta=1"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(recipe, [override])
+        assert str(caught.value).startswith("the command line: ")
+    recipe.write_text("seed: x\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, ["training.beta=0.2"])
+    assert str(caught.value).startswith(str(recipe))
+
+
 def test_a_missing_recipe_and_a_broken_override():
     with pytest.raises(InputNotFoundError, match="no such file"):
         load_config("nowhere.yaml")

@@ -116,7 +116,18 @@ def test_a_column_may_say_the_kind(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "settings", "message"),
     [
-        ("a.csv", "prompt\nx\n", {}, "expected the format of XSTest (columns prompt, type, label), found prompt; say"),
+        (
+            "a.csv",
+            "prompt\nx\n",
+            {},
+            "expected the format of XSTest (columns prompt, type, label; text in each), found prompt",
+        ),
+        (
+            "a.csv",
+            "prompt,type,label\nx,y,safe\n",
+            {"prompt_column": "nope"},
+            "column 'nope', found prompt, type, label",
+        ),
         ("a.csv", "prompt,type,label\nx,y,0\n", {}, "found prompt, type, label; say what its prompts are with kind"),
         ("a.txt", "x\n", {}, "found text without columns; say what its prompts are with kind"),
         ("a.csv", "question\nx\n", {"kind": "safety"}, "a.csv:2: expected column 'prompt', found question; name"),

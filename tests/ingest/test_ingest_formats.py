@@ -178,6 +178,16 @@ def columns_error(row: dict[str, Any], **settings: Any) -> str:
     return str(caught.value)
 
 
+def test_a_table_with_another_separator_is_said_to_be_one() -> None:
+    message = columns_error({"prompt;rejected": "a;b"}, from_text=True)
+    assert "separated by ';': save it with commas" in message
+    assert "--map" not in message
+
+
+def test_a_suggested_mapping_can_be_copied_into_a_shell() -> None:
+    assert "--map 'prompt=the prompt'" in columns_error({"the prompt": "q", "rejected": "a"})
+
+
 def test_missing_columns_name_those_found_and_suggest_a_mapping() -> None:
     message = columns_error({"question": "q", "bad_answer": "a", "id": 1})
     assert "rows.csv: expected columns 'prompt', 'rejected' (found: bad_answer, id, question)" in message

@@ -105,3 +105,9 @@ def test_lines_of_text_are_rows_where_they_are_asked_for(tmp_path: Path) -> None
     path.write_bytes(b"first\n\xff\xfe\n")
     with pytest.raises(DataError, match=r"a\.txt:2: not UTF-8"):
         list(RowReader(path, text_lines=True))
+
+
+def test_a_relative_path_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputNotFoundError, match=f"gone.jsonl: no such file in {tmp_path}, where this command"):
+        RowReader(Path("gone.jsonl"))

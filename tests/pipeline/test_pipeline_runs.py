@@ -285,3 +285,16 @@ def test_a_large_folder_is_read_once(bench, monkeypatch):
     monkeypatch.setattr("naysay.pipeline.identity.digest_tree", counting)
     run = RunDirectory(bench.do().path)
     assert read.count(run.adapter) == 1
+
+
+def test_a_run_below_a_file_is_refused(bench, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="expected a folder, or a place where one can be made"):
+        bench.do(out="file/run")
+
+
+def test_what_an_earlier_stage_lost_is_named(bench):
+    run = bench.do()
+    run.anchors.unlink()
+    with pytest.raises(RunDirectoryError, match=r"needs sample, of which anchors\.jsonl is missing"):
+        bench.do(stages=("train",))

@@ -147,7 +147,13 @@ class RunDirectory:
             RunDirectoryError: another process has it (the lock goes with its process, so a killed run leaves none).
         """
         with explain_storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+                raise RunDirectoryError(
+                    f"{self.path}: expected a folder, or a place where one can be made ({error.strerror}); choose "
+                    "another --out"
+                ) from error
         lock = FileLock(self.path / ".lock")
         try:
             with explain_storage_errors(self.path):

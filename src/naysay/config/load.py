@@ -49,7 +49,20 @@ def load_config(
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not valid YAML ({_first_line(error)})") from error
         _assign(raw, key.strip(), _numbers(value), origin="--set")
-    return parse_config(raw, origin=str(recipe) if recipe else "the command line")
+    return parse_config(raw, origin=_origin(recipe, changed=bool(values or overrides)))
+
+
+def _origin(recipe: str | Path | None, *, changed: bool) -> str:
+    """What to name in an error: the recipe where the mistake is there already without the command line."""
+    if recipe is None:
+        return "the command line"
+    if not changed:
+        return str(recipe)
+    try:
+        parse_config(_read(Path(recipe)), origin=str(recipe))
+    except ConfigError:
+        return str(recipe)
+    return "the command line"
 
 
 def parse_config(raw: Mapping[str, Any], origin: str) -> RunConfig:

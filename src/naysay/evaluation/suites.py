@@ -76,9 +76,14 @@ def _columns(path: Path, raw: Sequence[RawRow], config: SuiteConfig) -> _Columns
         return _Columns("label", config.category_column or "type", xstest=True)
     if config.kind_column is None and config.kind is None:
         found = _names(raw[0].value)
+        if any(isinstance(row.value, Mapping) and config.prompt_column not in row.value for row in raw):
+            raise DataError(
+                f"{path}: expected column {config.prompt_column!r}, found {found}; name the column of the prompts with "
+                "prompt_column"
+            )
         raise DataError(
-            f"{path}: expected the format of XSTest (columns prompt, type, label), found {found}; say what its prompts "
-            "are with kind (lookalike, safety or benign), or which column does with kind_column"
+            f"{path}: expected the format of XSTest (columns prompt, type, label; text in each), found {found}; say "
+            "what its prompts are with kind (lookalike, safety or benign), or which column does with kind_column"
         )
     return _Columns(config.kind_column, config.category_column)
 

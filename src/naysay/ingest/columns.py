@@ -1,6 +1,7 @@
 """Which format a file is in, and which of its columns is which: decided once, before any row is parsed."""
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,7 +103,9 @@ def check_mapped(origin: str, mapped: Mapping[str, str], found: frozenset[str]) 
     for name, column in mapped.items():
         if column not in found:
             near = difflib.get_close_matches(column, sorted(found), n=1)
-            hint = f"--map {name}={near[0]}" if near else "take it out of data.map, or correct its name"
+            hint = (
+                f"--map {shlex.quote(f'{name}={near[0]}')}" if near else "take it out of data.map, or correct its name"
+            )
             raise DataError(f"{origin}: no column {column!r} for --map {name} (found: {_list(found)}); try {hint}")
 
 
@@ -154,10 +157,15 @@ def _explain_missing(origin: str, columns: Columns, required: Sequence[str]) -> 
         return f"{origin}: {expected} ({found}); rename the columns of this file"
     taken = {columns.name(name) for name in required}
     hints: list[str] = []
+    (only, *others) = columns.found or ("",)
+    separator = next((mark for mark in (";", "\t", "|") if mark in only), None)
+    if columns.from_text and not others and separator is not None:
+        mark = "tabs" if separator == "\t" else f"{separator!r}"
+        return f"{origin}: {expected} ({found}); the file's columns are separated by {mark}: save it with commas"
     for name in missing:
         near = _nearest(columns.name(name), name, columns.found - taken)
         taken.add(near)
-        hints.append(f"--map {name}={near or 'COLUMN'}")
+        hints.append(f"--map {shlex.quote(f'{name}={near}') if near else f'{name}=COLUMN'}")
     return f"{origin}: {expected} ({found}); say which one it is: {' '.join(hints)}"
 
 

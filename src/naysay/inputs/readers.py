@@ -62,7 +62,8 @@ class RowReader:
         self.path = path
         extensions = (*EXTENSIONS, ".txt") if text_lines else EXTENSIONS
         if not path.exists():
-            raise InputNotFoundError(f"{path}: no such file; check the path")
+            seen_from = "" if path.is_absolute() else f" in {Path.cwd()}, where this command was given"
+            raise InputNotFoundError(f"{path}: no such file{seen_from}; check the path")
         if path.is_dir():
             raise DataError(f"{path}: expected a file, found a folder; name one file ({', '.join(extensions)})")
         suffix = next((item for item in extensions if path.name.lower().endswith(item)), "")

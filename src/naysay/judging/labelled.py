@@ -37,8 +37,10 @@ def labelled_answers(rows: Iterable[tuple[str, Any]], columns: LabelColumns) -> 
             exactly two values with `columns.harmful` among them: what a third value means nobody has said.
     """
     found: list[tuple[str, str, str]] = []
+    files: dict[str, None] = {}
     blank = 0
     for where, row in rows:
+        files[where.rpartition(":")[0]] = None
         prompt, response = _text(row, columns.prompt, where), _text(row, columns.response, where)
         if response:
             found.append((prompt, response, _label(row, columns.label, where)))
@@ -48,7 +50,7 @@ def labelled_answers(rows: Iterable[tuple[str, Any]], columns: LabelColumns) -> 
     values = sorted({label for _, _, label in found})
     if len(values) != 2 or harmful not in values:
         raise DataError(
-            f"column {columns.label!r}: expected two values, {columns.harmful!r} among them, found "
+            f"{', '.join(files)}: column {columns.label!r}: expected two values, {columns.harmful!r} among them, found "
             f"{', '.join(map(repr, values[:6])) or 'no rows'}; name the harmful one with --harmful"
         )
     return [LabelledAnswer(prompt, response, label == harmful) for prompt, response, label in found], blank

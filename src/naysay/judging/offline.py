@@ -73,7 +73,8 @@ def fit(rows: Sequence[LabelledAnswer], folder: Path, *, test: Sequence[Labelled
         harmful = sum(row.harmful for row in part)
         if min(harmful, len(part) - harmful) < 2:
             raise DataError(
-                f"expected at least 2 answers of each kind to {name}, found {harmful} harmful of {len(part)}"
+                f"expected at least 2 answers of each kind to {name}, found {harmful} harmful of {len(part)} (of "
+                f"{len(rows)} in all; {_why_left_out(test)}); give more answers, or others to test with"
             )
     cutters, features = _cut(train)
     model = LogisticRegression(C=REGULARISATION, max_iter=1000).fit(features, [row.harmful for row in train])
@@ -95,6 +96,12 @@ def fit(rows: Sequence[LabelledAnswer], folder: Path, *, test: Sequence[Labelled
     )
     write_directory_atomic(folder, lambda temporary: judge.save(temporary, result))
     return result
+
+
+def _why_left_out(test: Sequence[LabelledAnswer] | None) -> str:
+    if test is None:
+        return "a fifth of the prompts are held out, with all answers to them"
+    return "answers that stand in the test file are left out of the fit"
 
 
 class OfflineScorer:

@@ -82,7 +82,7 @@ def _accept(config: RunConfig, run: RunDirectory) -> None:
     if others:
         raise RunDirectoryError(
             f"{run.path}: --rescore judges saved answers again, and only the setting judges may differ; found "
-            f"{describe(others)}: leave it out, or use --redo instead"
+            f"{describe(others)}; give --out and the judges alone (no input file, no recipe), or use --redo evaluate"
         )
 
 

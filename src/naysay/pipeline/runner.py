@@ -138,8 +138,11 @@ class _Session:
 
     def _require_wanted(self, stage: Stage) -> None:
         if stage not in self.request.stages:
+            manifest = self.run.manifest(stage)
+            lost = [name for name in manifest.outputs if not (self.run.path / name).exists()] if manifest else []
+            reason = f"of which {', '.join(lost[:3])} is missing" if lost else "which is not done"
             raise RunDirectoryError(
-                f"{self.run.path}: stage {self.request.stages[0]} needs {stage}, which is not done; "
+                f"{self.run.path}: stage {self.request.stages[0]} needs {stage}, {reason}; "
                 f"run: naysay {stage} --out {self.run.path}"
             )
 
