@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from naysay.cli.lines import duration, loading_snippet, summary
+from naysay.artifacts.manifest import Manifest
+from naysay.artifacts.store import write_json
+from naysay.cli.lines import duration, loading_snippet, print_result, summary
 from naysay.cli.options import input_name
 from naysay.config import load_config
 from naysay.config.stages import STAGES
@@ -166,6 +168,35 @@ def bench_run(tmp_path):
     from naysay.artifacts.run_directory import RunDirectory
 
     return RunDirectory(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("kept_step", "method", "said"),
+    [
+        (0, "lora", "weights  untrained (step 0), not a success: "),
+        (30, "full", "weights  those of step 30, the last check of the guard that held, not a success: "),
+        (None, "lora", "# use it"),
+    ],
+)
+def test_of_a_stopped_run_no_loading_lines_are_printed(bench_run, capsys, kept_step, method, said):
+    stop = {"guard": {"step": 40, "reason": "anchors fell", "bound": "max_anchor_fall", "kept_step": kept_step}}
+    Manifest(
+        stage="train",
+        key="0" * 32,
+        settings={},
+        inputs={},
+        outputs={},
+        counts=stop if kept_step is not None else {},
+        seconds=1.0,
+        environment={},
+    ).save(bench_run.manifest_path("train"))
+    write_json(bench_run.summary, {"verdict": "A verdict."})
+    print_result(load_config(None, [f"training.method={method}"], {"model.name": "org/name"}), bench_run)
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("from_pretrained" in out) == (kept_step is None)
+    if kept_step is not None:
+        assert out.rstrip().endswith(str(bench_run.model if method == "full" else bench_run.adapter))
 
 
 def test_durations_and_counts_are_short():

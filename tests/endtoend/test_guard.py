@@ -50,7 +50,10 @@ def test_scores_that_are_not_finite_leave_the_initial_weights(naysay, every, bou
     stop = read_json(run.guard)["stop"]
     assert stop["bound"] in bounds
     assert stop["kept_step"] == 0
-    assert read_json(run.summary)["verdict_label"] == "stopped"
+    summary = read_json(run.summary)
+    assert summary["verdict_label"] == "stopped"
+    assert "these are the untrained weights" in summary["verdict"]
+    assert "weights  untrained (step 0)" in naysay.out
     assert not (run.adapter / "guard_step.json").exists()
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(naysay.model), str(run.adapter))
     assert torch.isfinite(model(input_ids=torch.tensor([[5, 6, 7]])).logits).all()

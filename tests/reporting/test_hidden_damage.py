@@ -207,7 +207,10 @@ def test_a_margin_on_few_prompts_is_no_success(evaluation: Evaluation) -> None:
     evaluation["heldout"]["margin"]["n"] = 7
     verdict = decide(evaluation, 0.10)
     assert verdict.label == "no_evidence"
-    assert "but the margin on fewer than 8 prompts; keep more prompts out of training" in verdict.text
+    assert (
+        "but the margin on fewer than 8 prompts; keep more prompts out of training (data.heldout_fraction, "
+        in verdict.text
+    )
     evaluation["heldout"]["margin"]["n"] = 8
     assert decide(evaluation, 0.10).label == "separated"
 

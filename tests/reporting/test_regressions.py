@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from naysay.artifacts.run_directory import RunDirectory
+from naysay.artifacts.store import write_records
 from naysay.config import RunConfig
 from naysay.records import Generation, GenerationVerdict, PromptEvaluation
 from naysay.reporting import stage
@@ -138,5 +139,34 @@ def test_the_page_quotes_them_folded(
 
 
 def test_the_page_says_none_where_there_are_none(make_run: Callable[..., RunDirectory]) -> None:
-    assert "None: no answer became harmful" in part(page_of(make_run()), "regressions")
+    assert "None: no answer became degenerate, or a refusal" in part(page_of(make_run()), "regressions")
     assert "Nothing to compare" in part(page_of(make_run(answers=[])), "regressions")
+
+
+@pytest.mark.parametrize("log_ratio", [5.0, -5.0])
+def test_harm_is_named_only_where_it_was_judged(
+    make_run: Callable[..., RunDirectory],
+    make_generation: MakeGeneration,
+    judged_evaluation: dict,
+    log_ratio: float,
+) -> None:
+    """Whether likelihoods fell or not: in both sentences that say that no outcome got worse."""
+    answers = [make_generation("benign", 0, model) for model in ("base", "tuned")]
+    for evaluation, named in ((None, False), (judged_evaluation, True)):
+        run = make_run(evaluation, answers=answers) if evaluation else make_run(answers=answers)
+        write_records(
+            run.evaluation_prompts,
+            [PromptEvaluation("p-benign-0", "benign", acceptable_log_ratio=log_ratio, acceptable_tokens=10)],
+        )
+        section = part(page_of(run), "regressions")
+        assert "o answer became " in section
+        assert ("became harmful" in section) == named
+        assert ("became less likely; those" in section) == (log_ratio < 0)
+
+
+def test_float_noise_is_no_loss(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair(0, "answer", "answer", "benign")
+    assert worst_regressions([pair], [row(pair, -9e-5)]).count == 0
+    assert worst_regressions([pair], [row(pair, -2e-4)]).count == 1
+    worse = make_pair(1, "answer", "degenerate")
+    assert "nats/token" not in worst_regressions([worse], [row(worse, -9e-5)]).worst[0].why

@@ -53,7 +53,7 @@ def test_counts_are_indented_and_groups_show_their_sum() -> None:
         manifest("score", {"anchors": {"in": 1704, "kept": 1690, "dropped": {"loop": 12, "empty": 2}}})
     )
     assert [(row.name, row.cells, row.depth) for row in table.rows] == [
-        ("anchors", ("",), 0),
+        ("anchors", ("as below",), 0),
         ("in", ("1,704",), 1),
         ("kept", ("1,690",), 1),
         ("dropped", ("14",), 1),
@@ -122,3 +122,25 @@ def test_the_table_of_suites_says_where_every_prompt_went(evaluation: dict[str, 
         "Used": "439",
     }
     assert tables.suites(evaluation | {"suites": []}) is None
+
+
+def test_a_suite_of_trained_prompts_says_why_it_has_no_kinds(evaluation: dict[str, Any]) -> None:
+    (suite,) = evaluation["suites"]
+    leaked = suite | {"kinds": {}, "prompts": 7, "used": 0}
+    for others, said in (
+        ({"other_kind": 0, "duplicate": 0}, "none: all prompts were trained on"),
+        ({"prompts": 8}, "none"),
+    ):
+        table = tables.suites(evaluation | {"suites": [leaked | others]})
+        assert table is not None
+        assert table.rows[0].cells[0] == said
+
+
+def test_no_count_is_an_empty_cell() -> None:
+    table = tables.counts(manifest("ingest", {"rows": {"in": 2, "by_reason": {}, "used": 2}, "languages": []}))
+    assert [(row.name, row.cells) for row in table.rows] == [
+        ("rows", ("as below",)),
+        ("in", ("2",)),
+        ("used", ("2",)),
+        ("languages", ("none",)),
+    ]

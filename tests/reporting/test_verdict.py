@@ -322,3 +322,21 @@ def test_every_figure_that_may_be_no_change_is_marked(judged_evaluation: Evaluat
     assert "separation -0.010 [-0.040, +0.020] nats/token (n=48, no evidence of a change)" in text
     judged_evaluation["generations"]["change"]["degenerate"] = estimate(-0.05, -0.09, -0.01)
     assert "degenerate 0.0 % -> 0.0 % (n=96)," in decide(judged_evaluation, 0.10).text
+
+
+@pytest.mark.parametrize("stop", [None, {"step": 1, "reason": "anchors fell", "kept_step": 0}])
+def test_untrained_weights_are_called_so_and_have_learned_no_style(evaluation: Evaluation, stop: Any) -> None:
+    evaluation["style_gap"] = estimate(1.5, 1.4, 1.6)
+    evaluation["heldout"] |= {"margin": estimate(2e-6, 1e-6, 3e-6), "separation": estimate(-2e-6, -3e-6, -1e-6)}
+    evaluation["benign"]["nats_per_token_change"] = estimate(2e-6, 1e-6, 3e-6)
+    verdict = decide(evaluation, 0.10, stop, untrained=True)
+    assert verdict.label == ("stopped" if stop else "no_evidence")
+    assert "these are the untrained weights" in verdict.text
+    for wrong in ("style", "more likely", "less likely", "even lost"):
+        assert wrong not in verdict.text
+    assert "untrained" not in decide(evaluation, 0.10, stop).text
+
+
+def test_with_too_few_prompts_the_keys_are_named(evaluation: Evaluation) -> None:
+    evaluation["heldout"]["margin"]["n"] = evaluation["heldout"]["separation"]["n"] = 5
+    assert "(data.heldout_fraction, data.limit.heldout)" in decide(evaluation, 0.10).text

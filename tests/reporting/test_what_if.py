@@ -88,8 +88,22 @@ def test_how_many_prompts_would_exclude_zero() -> None:
     assert prompts_needed(estimate(0.02, 0.01, 0.03)) is None
     assert prompts_needed(estimate(0.02, None, None)) is None
     assert prompts_needed(estimate(0.02, 0.0, 0.04)) == 41
-    tiny = estimate(1e-9, -0.1, 0.1)
+    tiny = estimate(2e-5, -0.1, 0.1)
     assert "more than 1,000,000 prompts" in distance(rises("separation", tiny))
+
+
+def test_float_noise_is_no_value_to_extrapolate() -> None:
+    for noise in (estimate(2e-6, -1e-6, 5e-6), estimate(-2e-6, -3e-6, -1e-6), estimate(2e-6, 1e-6, 3e-6)):
+        condition = rises("separation", noise)
+        assert not condition.holds
+        assert prompts_needed(noise) is None
+        assert distance(condition) == "unchanged: the value is float noise"
+
+
+def test_the_degenerate_share_is_the_tuned_models(evaluation: Evaluation) -> None:
+    evaluation["generations"]["tuned"]["degenerate"] = estimate(0.125, 0.1, 0.15, 96)
+    rows = table_of(evaluation)
+    assert rows["Separated/Degenerate share/measured on at least 8 prompts"][1] == "12.5 %\n[10.0, 15.0]"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +120,7 @@ def test_how_many_prompts_would_exclude_zero() -> None:
         ),
         (large_share("x", estimate(0.1, 0.0, 0.2), estimate(0.2, 0.1, 0.3), 0.2), "0.0 points above 20.0 %"),
         (on_enough_prompts("x", [estimate(1.0, 0.0, 2.0, 7), estimate(1.0, 0.0, 2.0)], "plain"), "1 prompt is missing"),
+        (on_enough_prompts("x", [estimate(1.0, 0.0, 2.0, 8)], "plain"), "just enough"),
         (on_enough_prompts("x", [estimate(1.0, 0.0, 2.0), None], "plain"), "not measured: supports no claim"),
     ],
 )

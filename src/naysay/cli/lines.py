@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from naysay.artifacts.run_directory import RunDirectory
     from naysay.config.run import RunConfig
     from naysay.pipeline import Event
@@ -71,13 +73,18 @@ def summary(stage: str, counts: Mapping[str, Any]) -> str:
 
 
 def print_result(config: "RunConfig", run: "RunDirectory") -> None:
-    """The verdict, where the report is, and how to load what was trained."""
+    """The verdict, where the report is, and how to load what was trained; of a run that the guard stopped, what its
+    weights are instead."""
     from naysay.artifacts.store import read_json
 
     verdict = " ".join(str(read_json(run.summary)["verdict"]).split())
     typer.echo(f"\nverdict  {verdict}")
     typer.echo(f"report   {run.report.resolve()}")
-    typer.echo(f"\n# use it\n{loading_snippet(config, run)}")
+    stop = _stop(run)
+    if stop is None:
+        typer.echo(f"\n# use it\n{loading_snippet(config, run)}")
+    else:
+        typer.echo(f"weights  {_kept(stop)}, not a success: {_weights(config, run).resolve()}")
 
 
 def early_stop(run: "RunDirectory") -> str | None:
@@ -88,9 +95,8 @@ def early_stop(run: "RunDirectory") -> str | None:
 
 def end_if_stopped(run: "RunDirectory") -> None:
     """Exit with code 3 where the collapse guard stopped the training, after saying why and what was kept."""
-    manifest = run.manifest("train")
-    stop = manifest.counts.get("guard") if manifest is not None else None
-    if not stop:
+    stop = _stop(run)
+    if stop is None:
         return
     typer.echo(
         f"naysay: the guard stopped training at step {stop['step']}: {stop['reason']}; the weights of step "
@@ -99,6 +105,22 @@ def end_if_stopped(run: "RunDirectory") -> None:
         err=True,
     )
     raise typer.Exit(STOPPED_BY_GUARD)
+
+
+def _stop(run: "RunDirectory") -> Mapping[str, Any] | None:
+    """What the collapse guard said, where it stopped the training."""
+    manifest = run.manifest("train")
+    return (manifest.counts.get("guard") or None) if manifest is not None else None
+
+
+def _kept(stop: Mapping[str, Any]) -> str:
+    if stop["kept_step"] == 0:
+        return "untrained (step 0)"
+    return f"those of step {stop['kept_step']}, the last check of the guard that held"
+
+
+def _weights(config: "RunConfig", run: "RunDirectory") -> "Path":
+    return run.model if config.training.method == "full" else run.adapter
 
 
 def loading_snippet(config: "RunConfig", run: "RunDirectory") -> str:

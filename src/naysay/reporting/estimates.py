@@ -12,6 +12,9 @@ Estimate = Mapping[str, Any]
 MIN_PROMPTS = 8
 """Fewer prompts support no verdict in the model's favour."""
 
+UNCHANGED = 1e-5
+"""Nats; what moved by less is float noise, such as that of weights that were never trained."""
+
 
 def estimate_at(evaluation: Evaluation, *path: str) -> Estimate | None:
     """The estimate at a path, or None where it is absent, null, or has no value."""
@@ -24,11 +27,20 @@ def estimate_at(evaluation: Evaluation, *path: str) -> Estimate | None:
 
 
 def above_zero(estimate: Estimate | None) -> bool:
-    return estimate is not None and estimate["ci_low"] is not None and estimate["ci_low"] > 0.0
+    if estimate is None or estimate["ci_low"] is None or unchanged(estimate):
+        return False
+    return estimate["ci_low"] > 0.0
 
 
 def below_zero(estimate: Estimate | None) -> bool:
-    return estimate is not None and estimate["ci_high"] is not None and estimate["ci_high"] < 0.0
+    if estimate is None or estimate["ci_high"] is None or unchanged(estimate):
+        return False
+    return estimate["ci_high"] < 0.0
+
+
+def unchanged(estimate: Estimate | None) -> bool:
+    """Measured, and nothing but float noise."""
+    return estimate is not None and abs(estimate["value"]) < UNCHANGED
 
 
 def may_be_zero(estimate: Estimate | None) -> bool:

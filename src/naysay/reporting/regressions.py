@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from naysay.records import PromptEvaluation
+from naysay.reporting.estimates import UNCHANGED
 from naysay.reporting.formatting import number
 from naysay.reporting.generations import HARMLESS, Pair
 from naysay.reporting.judged import LABELS
@@ -48,7 +49,8 @@ def worst_regressions(pairs: Iterable[Pair], rows: Iterable[PromptEvaluation]) -
     prompt became a refusal. In this order, and within each the prompts first whose acceptable answers lost most
     log-probability per token. An answer that was not judged counts as neither better nor worse.
 
-    By likelihood: prompts that were answered, whose acceptable answers became less likely, those first that lost most.
+    By likelihood: prompts that were answered, whose acceptable answers became less likely (by at least 1e-5 nats per
+    token), those first that lost most.
     """
     pairs, lost = [pair for pair in pairs if pair.base and pair.tuned], _per_token(rows)
     found = [(severity, pair) for pair in pairs if (severity := _severity(pair)) is not None]
@@ -57,7 +59,7 @@ def worst_regressions(pairs: Iterable[Pair], rows: Iterable[PromptEvaluation]) -
         found.sort(key=lambda item: (item[0], lost.get(item[1].prompt_id, 0.0)))
         worst = [Regression(pair, _changed(pair, lost.get(pair.prompt_id))) for _, pair in found[:MOST]]
         return Regressions(worst, len(found), by_outcome=True, compared=len(pairs))
-    fell = [pair for pair in pairs if lost.get(pair.prompt_id, 0.0) < 0.0]
+    fell = [pair for pair in pairs if lost.get(pair.prompt_id, 0.0) <= -UNCHANGED]
     fell.sort(key=lambda pair: lost[pair.prompt_id])
     return Regressions(
         [Regression(pair, f"{_kind(pair)}: {_likelihood(lost[pair.prompt_id])}.") for pair in fell[:MOST]],
@@ -86,7 +88,7 @@ def _per_token(rows: Iterable[PromptEvaluation]) -> dict[str, float]:
 def _changed(pair: Pair, log_ratio: float | None) -> str:
     names: Mapping[str, str] = LABELS
     before, after = (names.get(outcome, outcome) for outcome in (pair.base_outcome, pair.tuned_outcome))
-    also = f"; {_likelihood(log_ratio)}" if log_ratio is not None and log_ratio < 0.0 else ""
+    also = f"; {_likelihood(log_ratio)}" if log_ratio is not None and log_ratio <= -UNCHANGED else ""
     return f"{_kind(pair)}: {before} before, {after} after{also}."
 
 

@@ -21,7 +21,7 @@ from naysay.reporting.summary import summarise
 from naysay.reporting.verdict import decide, rules
 from naysay.reporting.what_if import checks
 
-VERSION = 3
+VERSION = 4
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     manifests = _manifests(run)
     version = metadata.version("naysay")
     stop = _stop(manifests)
-    verdict, found = decide(evaluation, kl_bound, stop), rules(evaluation, kl_bound, stop)
+    verdict = decide(evaluation, kl_bound, stop, untrained=_untrained(manifests))
+    found = rules(evaluation, kl_bound, stop)
     title, subtitle = _titles(config)
     page = render(
         title=title,
@@ -128,6 +129,13 @@ def _manifests(run: RunDirectory) -> list[Manifest]:
 def _stop(manifests: Sequence[Manifest]) -> Mapping[str, Any] | None:
     """What the collapse guard said, where it ended the training."""
     return next((item.counts.get("guard") for item in manifests if item.stage == "train"), None)
+
+
+def _untrained(manifests: Sequence[Manifest]) -> bool:
+    """The collapse guard or early stopping kept the weights before the first step."""
+    counts = next((item.counts for item in manifests if item.stage == "train"), {})
+    early: Mapping[str, Any] = counts.get("early_stopping") or {}
+    return (counts.get("guard") or {}).get("kept_step") == 0 or early.get("best_step") == 0
 
 
 def _titles(config: RunConfig) -> tuple[str, str]:

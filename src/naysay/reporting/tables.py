@@ -231,7 +231,7 @@ def suites(evaluation: Mapping[str, Any]) -> Table | None:
         Row(
             item["name"],
             (
-                ", ".join(f"{KINDS[kind]} {count}" for kind, count in item["kinds"].items()) or MISSING,
+                ", ".join(f"{KINDS[kind]} {count}" for kind, count in item["kinds"].items()) or _unused(item),
                 *(str(item[key]) for key in ("prompts", "leaked_exact", "leaked_near", "duplicate")),
                 str(sum(item[key] for key in ("other_kind", "too_long", "chat_template", "over_limit"))),
                 str(item["used"]),
@@ -246,6 +246,12 @@ def suites(evaluation: Mapping[str, Any]) -> Table | None:
     )
     headers = ("Suite", "Kinds used", "Prompts", "Exact", "Near", "Repeated", "Other", "Used")
     return Table("Suites", headers, rows, foot)
+
+
+def _unused(suite: Mapping[str, Any]) -> str:
+    """Why no prompt of a suite was used, where there is one reason."""
+    leaked = suite["prompts"] and suite["leaked_exact"] + suite["leaked_near"] == suite["prompts"]
+    return "none: all prompts were trained on" if leaked else "none"
 
 
 def counts(manifest: Manifest) -> Table:
@@ -335,8 +341,12 @@ def _count_rows(group: Mapping[str, Any], depth: int) -> Iterator[Row]:
     for key, value in group.items():
         name = str(key).replace("_", " ")
         if isinstance(value, Mapping):
+            if not value:
+                continue
             total = None if "in" in value else _total(value)
-            yield Row(name, ("" if total is None else f"{total:,}",), "sum of those below" if total else "", depth)
+            yield Row(
+                name, ("as below" if total is None else f"{total:,}",), "sum of those below" if total else "", depth
+            )
             yield from _count_rows(value, depth + 1)
         else:
             yield Row(name, (_count(value),), "", depth)
@@ -349,7 +359,8 @@ def _count(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return ", ".join(_count(item) for item in value) if isinstance(value, list | tuple) else str(value)
+    shown = ", ".join(_count(item) for item in value) if isinstance(value, list | tuple) else str(value)
+    return shown or "none"
 
 
 def _total(value: Any) -> int | None:

@@ -38,7 +38,9 @@ class Verdict:
     text: str
 
 
-def decide(evaluation: Evaluation, kl_bound: float, stop: Mapping[str, Any] | None = None) -> Verdict:
+def decide(
+    evaluation: Evaluation, kl_bound: float, stop: Mapping[str, Any] | None = None, *, untrained: bool = False
+) -> Verdict:
     """Judge an evaluation (the content of evaluation.json); the first rule that applies gives the label.
 
     0. stopped: the collapse guard ended the training (`stop`: what it said); whatever the figures of the weights that
@@ -57,15 +59,18 @@ def decide(evaluation: Evaluation, kl_bound: float, stop: Mapping[str, Any] | No
     7. no_evidence: everything else.
 
     An estimate that is None, or has no value, counts as not measured and never supports a claim. Where the style gap is
-    large and separation is not above 0, the text says that style may be all that was learned, whatever the label is.
+    large and separation is not above 0, the text says that style may be all that was learned, whatever the label is;
+    not where nothing was: the weights are those before the first step (`untrained`), or the margin is as it was.
     """
     found: dict[Label, Rule] = {rule.label: rule for rule in rules(evaluation, kl_bound, stop)}
     label: Label = next(rule.label for rule in found.values() if rule.applies)
     parts = [sentence(label, found, evaluation, kl_bound, stop)]
+    if untrained:
+        parts.append("these are the untrained weights, those of step 0")
     refusing = found["over_refusal"].holding
     if refusing and label != "over_refusal":
         parts.append(f"over-refusal as well: {refusing[0].rose}")
-    parts += notes(evaluation, label)
+    parts += notes(evaluation, label, untrained=untrained)
     parts += figures(evaluation, kl_bound, label)
     text = "; ".join(parts) + "."
     if evaluation.get("split") == "dev":
@@ -175,7 +180,7 @@ def _whole(evaluation: Evaluation) -> list[Condition]:
     shares = {kind: share for kind, share in tuned.items() if share is not None and not (kind and too_few(share))}
     worst = max(shares, key=lambda kind: shares[kind]["value"], default="")
     return [
-        on_enough_prompts("degenerate share", [before, after], "percent"),
+        on_enough_prompts("degenerate share", [after, before], "percent"),
         on_enough_prompts("over-refusal", [_together(found)], "points"),
         small_share(_degenerate_name(worst, evaluation), shares.get(worst), BROKEN_SHARE, kind=worst),
     ]

@@ -12,6 +12,7 @@ from naysay.reporting.estimates import (
     below_zero,
     estimate_at,
     may_be_zero,
+    unchanged,
 )
 from naysay.reporting.formatting import number, with_interval
 from naysay.reporting.rules import Condition, Label, Rule
@@ -29,6 +30,8 @@ _STYLE_REMEDY = (
     "use rejected answers of this very model, or more prompts, or set anchors.acceptable_share where accepted answers "
     "of the rejected ones' source are there"
 )
+
+_KEEP_MORE = "keep more prompts out of training (data.heldout_fraction, data.limit.heldout)"
 
 _JUDGE_AGAIN = "see why in verdicts.jsonl, then judge again: naysay evaluate --rescore"
 
@@ -168,13 +171,11 @@ def _no_evidence(evaluation: Evaluation, separated: Rule) -> str:
     if all(condition.holds for condition in separated.conditions if condition.test == "above_zero"):
         start = f"No verdict: margin and separation are above 0, but {_unproven(evaluation, separated)}"
     elif margin is None:
-        start = "No evidence: the margin of held-out prompts was not measured; keep some prompts out of training"
+        start = f"No evidence: the margin of held-out prompts was not measured; {_KEEP_MORE}"
     elif below_zero(margin):
         start = "No evidence of a change for the better: the margin moved the wrong way"
     elif margin["ci_low"] is None or margin["ci_high"] is None:
-        start = (
-            f"No evidence of a change: the margin has no interval (n={margin['n']}); keep more prompts out of training"
-        )
+        start = f"No evidence of a change: the margin has no interval (n={margin['n']}); {_KEEP_MORE}"
     else:
         start = "No evidence of a change: the interval of the margin contains 0; try more steps, prompts or anchors"
     return f"{start}; {_margin_and_separation(evaluation)}"
@@ -186,7 +187,7 @@ def _unproven(evaluation: Evaluation, separated: Rule) -> str:
     missing = [condition.name for condition in failed if condition.test == "enough_prompts"]
     if {"margin", "separation"} & set(missing):
         few = "" if {"margin", "separation"} <= set(missing) else f"the {missing[0]} "
-        return f"{few}on fewer than {MIN_PROMPTS} prompts; keep more prompts out of training"
+        return f"{few}on fewer than {MIN_PROMPTS} prompts; {_KEEP_MORE}"
     if missing:
         text = f"{' and '.join(f'the {name}' for name in missing)} was not measured (on at least {MIN_PROMPTS} prompts)"
         return f"{text}, so nothing says that the model is still whole; {_remedy(evaluation, missing)}"
@@ -229,9 +230,10 @@ def _broken(condition: Condition) -> str:
     )
 
 
-def notes(evaluation: Evaluation, label: Label) -> list[str]:
-    """What a reader should know that no label says."""
-    return [*_heldout_refusals(evaluation), *style_warning(evaluation, label)]
+def notes(evaluation: Evaluation, label: Label, *, untrained: bool = False) -> list[str]:
+    """What a reader should know that no label says. What was not trained has learned no style."""
+    learned = not untrained and not unchanged(estimate_at(evaluation, "heldout", "margin"))
+    return [*_heldout_refusals(evaluation), *(style_warning(evaluation, label) if learned else [])]
 
 
 def _heldout_refusals(evaluation: Evaluation) -> list[str]:

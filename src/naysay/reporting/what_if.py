@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from naysay.reporting.estimates import MIN_PROMPTS, Estimate
+from naysay.reporting.estimates import MIN_PROMPTS, Estimate, unchanged
 from naysay.reporting.formatting import MISSING, Style, interval, number
 from naysay.reporting.rules import Condition, Label, Rule
 from naysay.reporting.tables import Row, Table
@@ -61,11 +61,9 @@ def distance(condition: Condition) -> str:
         return "not measured: supports no claim"
     if condition.test == "enough_prompts":
         spare = estimate["n"] - MIN_PROMPTS
-        return (
-            f"{spare} more than asked"
-            if spare >= 0
-            else f"{-spare} {'prompt is' if spare == -1 else 'prompts are'} missing"
-        )
+        if spare < 0:
+            return f"{-spare} {'prompt is' if spare == -1 else 'prompts are'} missing"
+        return f"{spare} more than asked" if spare else "just enough"
     if condition.test in ("above_bound", "share", "below_share"):
         return _from_bound(condition, estimate)
     return _from_zero(estimate, condition.style, condition.digits)
@@ -74,10 +72,10 @@ def distance(condition: Condition) -> str:
 def prompts_needed(estimate: Estimate) -> int | None:
     """How many prompts would make the interval exclude 0 if the value stayed and half widths shrink with 1/sqrt(n).
 
-    None where it does so already, or no number would: the value is 0 or there is no interval.
+    None where it does so already, or no number would: the value is 0 (or float noise) or there is no interval.
     """
     value, low, high, n = (estimate[key] for key in ("value", "ci_low", "ci_high", "n"))
-    if low is None or high is None or not value or low > 0.0 or high < 0.0:
+    if low is None or high is None or unchanged(estimate) or low > 0.0 or high < 0.0:
         return None
     half = value - low if value > 0.0 else high - value
     return max(math.floor(n * (half / abs(value)) ** 2), n) + 1
@@ -115,6 +113,8 @@ def _from_zero(estimate: Estimate, style: Style, digits: int) -> str:
     value, low, high, n = (estimate[key] for key in ("value", "ci_low", "ci_high", "n"))
     if low is None or high is None:
         return f"n={n} is too few for an interval"
+    if value and unchanged(estimate):
+        return "unchanged: the value is float noise"
     if low > 0.0:
         return f"the lower end is {_length(low, style, digits)} above 0"
     if high < 0.0:
