@@ -257,12 +257,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/performance.json"))
     add("--sections", type=_sections, default=SECTIONS, help=f"comma-separated (default: {','.join(SECTIONS)})")
-    add("--repeats", type=int, default=None, help="default: 3; 1 with --quick")
+    add("--repeats", type=int, default=None, help="default: 2; 1 with --quick")
     add("--threads", type=int, default=os.cpu_count() or 1)
     add("--tune-peer", action="store_true")
     add("--quick", action="store_true")
     given = parser.parse_args(arguments)
-    given.repeats = given.repeats or (1 if given.quick else 3)
+    given.repeats = given.repeats or (1 if given.quick else 2)
     return given
 
 
