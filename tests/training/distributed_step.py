@@ -184,6 +184,7 @@ def main(folder):
         result = train(folder, name, ranks=2)
         torch.save(result.pop("weights"), folder / f"{name}-{rank}.pt")
         (folder / f"{name}-{rank}.json").write_text(json.dumps(result))
+    torch.distributed.barrier()  # a process that leaves while the other is at work may end in gloo's std::terminate
     torch.distributed.destroy_process_group()
 
 
