@@ -1,7 +1,7 @@
 """YAML -> --set overrides -> one validation, with errors that name the key and suggest the right one."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +138,8 @@ def _check_keys(raw: Mapping[str, Any], model: type[BaseModel], path: tuple[str,
 
 def _check_judges(raw: Any, origin: str) -> None:
     """The keys of each judge, which depend on its kind."""
-    if not isinstance(raw, list | tuple) or not all(isinstance(judge, Mapping) for judge in raw):
-        raise ConfigError(
-            f"{origin}: judges: expected a list of judges, each with its kind, for example "
-            f"[{{kind: offline, folder: judges/mine}}] (found {raw!r:.40})"
-        )
-    for index, judge in enumerate(raw):
+    expected = "a list of judges, each with its kind, for example [{kind: offline, folder: judges/mine}]"
+    for index, judge in enumerate(_sections(raw, f"{origin}: judges", expected)):
         kind = judge.get("kind")
         if kind not in JUDGES:
             near = difflib.get_close_matches(str(kind), JUDGES, n=1, cutoff=0.6)
@@ -154,13 +150,16 @@ def _check_judges(raw: Any, origin: str) -> None:
 
 def _check_suites(raw: Any, origin: str) -> None:
     """The keys of each suite."""
-    if not isinstance(raw, list | tuple) or not all(isinstance(suite, Mapping) for suite in raw):
-        raise ConfigError(
-            f"{origin}: evaluation.suites: expected a list of suites, each with its path, for example "
-            f"[{{path: xstest_prompts.csv}}] (found {raw!r:.40})"
-        )
-    for index, suite in enumerate(raw):
+    expected = "a list of suites, each with its path, for example [{path: xstest_prompts.csv}]"
+    for index, suite in enumerate(_sections(raw, f"{origin}: evaluation.suites", expected)):
         _check_keys(suite, SuiteConfig, ("evaluation", "suites", str(index)), origin)
+
+
+def _sections(raw: Any, where: str, expected: str) -> Sequence[Mapping[str, Any]]:
+    """A list whose entries are sections of settings."""
+    if not isinstance(raw, list | tuple) or not all(isinstance(section, Mapping) for section in raw):
+        raise ConfigError(f"{where}: expected {expected} (found {raw!r:.40})")
+    return raw
 
 
 def _training_section(raw: Mapping[str, Any], origin: str) -> type[BaseModel]:
