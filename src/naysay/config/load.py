@@ -155,8 +155,8 @@ def _check_suites(raw: Any, origin: str) -> None:
         _check_keys(suite, SuiteConfig, ("evaluation", "suites", str(index)), origin)
 
 
-def _sections(raw: Any, where: str, expected: str) -> Sequence[Mapping[str, Any]]:
-    """A list whose entries are sections of settings."""
+def _sections(raw: Any, where: str, expected: str) -> Sequence[Any]:
+    """A list whose entries are mappings, as sections of settings are."""
     if not isinstance(raw, list | tuple) or not all(isinstance(section, Mapping) for section in raw):
         raise ConfigError(f"{where}: expected {expected} (found {raw!r:.40})")
     return raw
