@@ -1,6 +1,8 @@
 """The index finds exactly what a comparison of all pairs finds."""
 
 import itertools
+import json
+import random
 
 import hypothesis.strategies as st
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from ingest.near import Shingles, index, shingles
-from naysay.inputs.shingles import prompt_text, shingle_tokens
+from naysay.inputs.shingles import json_shingle_tokens, prompt_text, shingle_tokens
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -157,3 +159,74 @@ def test_the_json_of_a_text_has_its_shingles(texts: list[str]) -> None:
     expected = shingle_tokens([text.lower() for text in texts])
     for one, other in zip(found, expected, strict=True):
         assert one.tolist() == other.tolist()
+
+
+ODD = [
+    "\\",
+    '\\"',
+    "\\\\n",
+    "\\u0041",
+    "/",
+    "\n",
+    "\t",
+    "\x00",
+    "\x1f",
+    "\x7f",
+    "‟",
+    "\u203f",
+    "\u2040",
+    "\u2028",
+    "\u00a0",
+]
+ODD += ["é", "e\u0301", "ÉSΣ", "ΑΣ", "İ", "K", "²", "你好", "カ", "🙂", " ", "  ", "the", "THE", "_", "9", "a b c"]
+odd_texts = st.lists(st.one_of(st.sampled_from(ODD), st.text(st.sampled_from("abZ ,"), max_size=30))).map("".join)
+
+
+@given(st.lists(st.tuples(st.one_of(odd_texts, st.text(max_size=30)), st.booleans()), max_size=12), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_texts_in_one_piece_have_the_shingles_of_each(texts: list[tuple[str, bool]], wide: bool) -> None:
+    parts = [json.dumps(text).encode() if escaped else orjson.dumps(text) for text, escaped in texts]
+    lengths = np.array([len(part) for part in parts], np.int64 if wide else np.uint32)
+    found = json_shingle_tokens(b"".join(parts), lengths)
+    expected = shingle_tokens([text.lower() for text, _ in texts])
+    for one, other in zip(found, expected, strict=True):
+        assert one.tolist() == other.tolist()
+
+
+def test_long_texts_and_many_in_one_piece() -> None:
+    draw = random.Random(0)
+    texts = [
+        " ".join(draw.choices(["a", "b", "c", "don’t", "naïve\n"], k=draw.choice([0, 2, 20]))) for _ in range(9000)
+    ]
+    texts[17], texts[4000] = "one two three " * 50_000, "’ été " * 30_000
+    parts = [orjson.dumps(text) for text in texts]
+    tokens, sizes = json_shingle_tokens(b"".join(parts), np.array([*map(len, parts)]))
+    expected = [shingle_tokens([text])[0].tolist() for text in texts]
+    assert sizes.tolist() == [len(item) for item in expected]
+    assert tokens.tolist() == [*itertools.chain(*expected)]
+
+
+def token(words: list[str]) -> int:
+    """Of a few words, in whole numbers of any size."""
+
+    def mix(value: int) -> int:
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            value = (value ^ (value >> shift)) * factor % 2**64
+        return value ^ (value >> 31)
+
+    places = [0x243F6A8885A308D3, 0x13198A2E03707345, 0xA4093822299F31D1]
+    total = 0
+    for word, place in zip(words, places, strict=False):
+        first, *more = (int.from_bytes(word.encode()[at : at + 8], "little") for at in range(0, len(word.encode()), 8))
+        for item in more:
+            first = mix((first * places[0] + item) % 2**64)
+        total += first * place
+    return mix(total % 2**64) >> 12
+
+
+def test_the_number_of_a_shingle_is_the_hash_of_its_words() -> None:
+    words = ["how", "do", "extraordinarily", "ähnliche", "internationalization_of_9"]
+    texts = [" ".join(words[at : at + size]) for at in range(5) for size in (1, 2, 3)]
+    expected = [token(text.split()) for text in texts]
+    assert shingle_tokens(texts)[0].tolist() == expected
+    assert shingle_tokens([" ".join(words)])[0].tolist() == sorted(token(words[at : at + 3]) for at in range(3))

@@ -6,7 +6,7 @@ its number; that can change an answer only where it moves a pair of prompts acro
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import orjson
@@ -17,13 +17,18 @@ WORDS_PER_SHINGLE = 3
 # Chinese and Japanese put no space between words: there each character counts as one.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _TOKEN_BITS = 52
+_TOKEN = np.uint64((1 << _TOKEN_BITS) - 1)
+_ROW_SHIFT = np.uint64(_TOKEN_BITS)
 _BATCH = 1 << (64 - _TOKEN_BITS)
 """Texts at a time: the number of a text in its batch stands before the bits of its tokens while they are sorted."""
+_BATCH_BYTES = 1 << 17
+"""At a time, of texts: all arrays about them stay in a cache of a megabyte."""
 
-# What separates words in lower-cased ASCII; other characters are word characters where `_plain` leaves them.
-_IN_WORD = np.zeros(256, dtype=bool)
-_IN_WORD[[*b"abcdefghijklmnopqrstuvwxyz0123456789_"]] = True
-_IN_WORD[128:] = True
+_SEPARATOR = 0
+# Lower-cases ASCII, and makes one byte of all that separates words there. Other characters are word characters where
+# `_plain` leaves them.
+_IN_WORD = {*b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz0123456789", *range(128, 256)}
+_LOWERED = bytes(byte if byte in _IN_WORD else _SEPARATOR for byte in range(256)).lower()
 _FIRST_BYTES = np.array([(1 << (8 * length)) - 1 for length in range(8)] + [2**64 - 1], dtype=np.uint64)
 # Odd, without a pattern (digits of pi).
 _PLACES = np.array([0x243F6A8885A308D3, 0x13198A2E03707345, 0xA4093822299F31D1], dtype=np.uint64)
@@ -54,61 +59,147 @@ def shingle_tokens(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray
     Returns:
         tokens (uint64) of all texts one after the other, ascending in each, and how many each text has.
     """
-    found = [_batch_tokens(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
-    if not found:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    return np.concatenate([tokens for tokens, _ in found]), np.concatenate([sizes for _, sizes in found])
-
-
-def _batch_tokens(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-    words, rows = _words(texts)
-    whole = rows[WORDS_PER_SHINGLE - 1 :] == rows[: 1 - WORDS_PER_SHINGLE]
-    a, b, c = (words[place : len(words) - 2 + place][whole] * _PLACES[place] for place in range(WORDS_PER_SHINGLE))
-    tokens, of_row = [_mix(a + b + c)], [rows[:-2][whole]]
-    for row, token in _short_texts(texts, words, rows):
-        tokens.append(np.array([token], np.uint64))
-        of_row.append(np.array([row], rows.dtype))
-    shift = np.uint64(_TOKEN_BITS)
-    keyed = np.concatenate(tokens) >> np.uint64(64 - _TOKEN_BITS)
-    keyed |= np.concatenate(of_row).astype(np.uint64) << shift
-    keyed.sort()
-    new = np.ones(len(keyed), dtype=bool)
-    np.not_equal(keyed[1:], keyed[:-1], out=new[1:])
-    keyed = keyed[new]
-    return keyed & np.uint64((1 << _TOKEN_BITS) - 1), np.bincount(
-        (keyed >> shift).astype(np.int64), minlength=len(texts)
-    )
-
-
-def _words(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """A hash of each word, and the number of the text that it is in."""
     plain = [_plain(text) for text in texts]
-    data = b"\n".join([b"", *plain, bytes(9)])
-    buffer = np.frombuffer(data, np.uint8)
-    inside = _IN_WORD[buffer]
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    starts, lengths = edges[::2], edges[1::2] - edges[::2]
     ends = np.cumsum(np.fromiter(map(len, plain), np.int64, len(plain)) + 1)
+    return _tokens(b"\n".join([*plain, b""]), ends, lambda row: _text(texts[row]))
+
+
+def json_shingle_tokens(data: bytes, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `shingle_tokens`, of texts in JSON that lie one after the other in `data`: few become objects of their own.
+
+    Args:
+        data: the texts, with their quotes.
+        lengths: the bytes of each, with its quotes.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = ends - lengths
+
+    def text(row: int) -> bytes:
+        return data[starts[row] : ends[row]]
+
+    plain, plain_ends = data, ends
+    if not data.isascii() or b"\\" in data:
+        plain, odd = _without_escapes(data)
+        rows = np.unique(np.searchsorted(ends, odd, side="right"))
+        plain, plain_ends = _replaced(plain, starts, ends, {row: _plain(text(row)) for row in rows.tolist()})
+    return _tokens(plain, plain_ends, lambda row: _text(text(row)))
+
+
+def _without_escapes(data: bytes) -> tuple[bytes, np.ndarray]:
+    """JSON with spaces for the escapes and punctuation that are no part of a word, and the places of what is left that
+    is not plain ASCII."""
+    # Backslashes are paired from the left, also here; after this each that is left begins an escape.
+    buffer = np.frombuffer(bytearray(data.replace(b"\\\\", b"  ")), np.uint8)
+    escapes = np.flatnonzero(buffer == ord("\\"))
+    escapes = escapes[buffer[escapes + 1] != ord("u")]
+    buffer[escapes] = buffer[escapes + 1] = ord(" ")
+    # U+2000 to U+203F: the dashes and quotation marks that one finds in English texts.
+    first, second = "\u2000".encode()[:2]
+    punctuation = np.flatnonzero(buffer == first)
+    punctuation = punctuation[buffer[punctuation + 1] == second]
+    for place in range(3):
+        buffer[punctuation + place] = ord(" ")
+    return buffer.tobytes(), np.flatnonzero((buffer > 127) | (buffer == ord("\\")))
+
+
+def _replaced(data: bytes, starts: np.ndarray, ends: np.ndarray, texts: dict[int, bytes]) -> tuple[bytes, np.ndarray]:
+    """`data` with other texts at some places (ascending), each after a space; and where each text ends."""
+    pieces: list[bytes] = []
+    lengths, done = ends - starts, 0
+    for row, text in texts.items():
+        pieces += data[done : starts[row]], b" ", text
+        lengths[row] = len(text) + 1
+        done = ends[row]
+    return b"".join([*pieces, data[done:]]), np.cumsum(lengths)
+
+
+def _tokens(data: bytes, ends: np.ndarray, text: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of plain texts, each with a separator before or after it. `text` gives one as it was."""
+    tokens, sizes = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    row = start = 0
+    while row < len(ends):
+        fit = int(np.searchsorted(ends, start + _BATCH_BYTES, side="right"))
+        stop = min(max(fit, row + 1), row + _BATCH)
+        end = int(ends[stop - 1])
+        some, size = _batch_tokens(data[start:end], ends[row:stop] - start, lambda place, row=row: text(row + place))
+        tokens.append(some)
+        sizes.append(size)
+        row, start = stop, end
+    return np.concatenate(tokens), np.concatenate(sizes)
+
+
+def _batch_tokens(data: bytes, ends: np.ndarray, text: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
+    words, counts = _words(data, ends)
+    sizes = np.maximum(counts - (WORDS_PER_SHINGLE - 1), 1)
+    keyed = _shingles(words, counts)
+    keyed >>= np.uint64(64 - _TOKEN_BITS)
+    keyed |= np.repeat(np.arange(len(counts), dtype=np.uint64) << _ROW_SHIFT, counts)
+    # Where no shingle begins: what is largest comes last, to be cut off.
+    last = np.cumsum(counts) - 1
+    keyed[last[counts > 1]] = keyed[last[counts > 2] - 1] = ~np.uint64(0)
+    without = np.flatnonzero(counts == 0).tolist()
+    if without:
+        keyed = np.concatenate([keyed, np.array([_empty_key(row, text(row)) for row in without], np.uint64)])
+    keyed.sort()
+    keyed = keyed[: int(sizes.sum())]
+    again = keyed[1:] == keyed[:-1]
+    if again.any():
+        rows = (keyed[1:][again] >> _ROW_SHIFT).astype(np.int64)
+        sizes -= np.bincount(rows, minlength=len(sizes))
+        keyed = np.concatenate([keyed[:1], keyed[1:][~again]])
+    keyed &= _TOKEN
+    return keyed, sizes
+
+
+def _words(data: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A hash of each word, and how many each text has."""
+    # Separators in front, for the first word to have a beginning, and behind, for eight bytes from any place on.
+    data = b"".join([bytes(1), data.translate(_LOWERED), bytes(9)])
+    inside = np.frombuffer(data, np.uint8) != _SEPARATOR
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    edges += 1
+    starts = edges[::2]
+    lengths = edges[1::2] - starts
     # Eight bytes from any place on: most words are one such number.
     eight = np.ndarray(len(data) - 7, dtype="<u8", buffer=data, strides=(1,))
-    words = eight[starts] & _FIRST_BYTES[np.minimum(lengths, 8)]
+    words = eight[starts]
+    words &= _FIRST_BYTES.take(lengths, mode="clip")
     longer = np.flatnonzero(lengths > 8)
     place = 8
     while len(longer):
-        more = eight[starts[longer] + place] & _FIRST_BYTES[np.minimum(lengths[longer] - place, 8)]
+        more = eight[starts[longer] + place] & _FIRST_BYTES.take(lengths[longer] - place, mode="clip")
         words[longer] = _mix(words[longer] * _PLACES[0] + more)
         place += 8
         longer = longer[lengths[longer] > place]
     # `ends` in `starts`, not the other way round: there are many fewer texts than words.
-    return words, np.repeat(np.arange(len(plain)), np.diff(np.searchsorted(starts, ends), prepend=0))
+    return words, np.diff(np.searchsorted(starts, ends, side="right"), prepend=0)
+
+
+def _shingles(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """A hash of the three words from each word on; where a text has fewer, of its words at the first of them."""
+    found = words * _PLACES[0]
+    found[:-1] += words[1:] * _PLACES[1]
+    short = np.flatnonzero((counts > 0) & (counts < WORDS_PER_SHINGLE))
+    first = (np.cumsum(counts) - counts)[short]
+    of_short = words[first] * _PLACES[0]
+    two = counts[short] == 2
+    of_short[two] = found[first[two]]
+    found[:-2] += words[2:] * _PLACES[2]
+    found[first] = of_short
+    return _mix(found)
+
+
+def _empty_key(row: int, text: str) -> int:
+    """Of a text without words, by its digest."""
+    return row << _TOKEN_BITS | int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - _TOKEN_BITS)
 
 
 def _plain(text: str | bytes) -> bytes:
-    """Lower-cased UTF-8 in which every byte beyond ASCII belongs to a word."""
+    """UTF-8 in which every byte beyond ASCII belongs to a word; only what is ASCII need be lower-cased."""
     if isinstance(text, bytes):
         # The quotes around it belong to no word.
         if text.isascii() and b"\\" not in text:
-            return text.lower()
+            return text
         text = _text(text)
     return (text if text.isascii() else " ".join(_WORD.findall(text))).encode()
 
@@ -117,20 +208,12 @@ def _text(text: str | bytes) -> str:
     return orjson.loads(text).lower() if isinstance(text, bytes) else text
 
 
-def _short_texts(texts: Sequence[str | bytes], words: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(number of the text, its one token), of the texts with fewer words than a shingle has."""
-    count = np.bincount(rows, minlength=len(texts))
-    first = np.cumsum(count) - count
-    for row in np.flatnonzero(count < WORDS_PER_SHINGLE).tolist():
-        if count[row]:
-            mine = words[first[row] : first[row] + count[row]]
-            yield row, int(_mix((mine * _PLACES[: len(mine)]).sum(keepdims=True))[0])
-        else:
-            yield row, int.from_bytes(hashlib.sha256(_text(texts[row]).encode()).digest()[:8], "big")
-
-
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every bit of the input moves all of them."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), in place: every bit of the input moves all of
+    them."""
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
