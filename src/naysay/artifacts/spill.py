@@ -1,11 +1,8 @@
-"""Lists of plain values that a stage lays aside on disk, in numbered parts, and reads back part by part.
-
-Marshal, not pickle: it is the fastest way to and from bytes for the plain values here, and only the interpreter that
-wrote a spill reads it. Nothing of it outlives its stage.
-"""
+"""What a stage lays aside on disk, in numbered parts, and reads back part by part. Nothing of it outlives its stage."""
 
 import marshal
-from collections.abc import Iterator
+from array import array
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,46 +18,87 @@ _MARSHAL_VERSION = 2
 _LENGTH_BYTES = 8
 
 
-class SpillWriter:
-    """Appends to the parts of one spill. Several writers may write the same spill under different `writer` numbers.
+def pack(values: list[Any]) -> bytes:
+    """A list as bytes; several may follow each other, see `unpack`.
 
-    Values are bytes, text, numbers, None, and tuples or lists of these.
+    Values are bytes, text, numbers, None, and tuples or lists of these. Marshal, not pickle: it is the fastest way to
+    and from bytes for them, and only the interpreter that wrote a spill reads it.
     """
+    data = marshal.dumps(values, _MARSHAL_VERSION)
+    return len(data).to_bytes(_LENGTH_BYTES, "little") + data
+
+
+def unpack(data: bytes) -> list[Any]:
+    """The values of all lists that were packed, one after the other."""
+    values: list[Any] = []
+    left = memoryview(data)
+    while left:
+        end = _LENGTH_BYTES + int.from_bytes(left[:_LENGTH_BYTES], "little")
+        values += marshal.loads(left[_LENGTH_BYTES:end])
+        left = left[end:]
+    return values
+
+
+class SpillWriter:
+    """Appends numbers to the parts of one spill, a file for each. Several writers may write the same spill under
+    different `writer` numbers."""
 
     def __init__(self, folder: Path, name: str, writer: int = 0):
         self.folder, self.name, self.writer = folder, name, writer
         self._files: dict[int, IO[bytes]] = {}
 
-    def append(self, part: int, values: Any) -> None:
-        data = marshal.dumps(values, _MARSHAL_VERSION)
-        self._write(part, len(data).to_bytes(_LENGTH_BYTES, "little") + data)
-
     def append_array(self, part: int, values: np.ndarray) -> None:
-        """Raw numbers; a part holds either these or lists."""
-        self._write(part, values.tobytes())
-
-    def close(self) -> None:
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def _write(self, part: int, data: bytes) -> None:
         with explain_storage_errors(self.folder):
             file = self._files.get(part)
             if file is None:
                 path = _file(self.folder, self.name, part, self.writer)
                 file = self._files[part] = path.open("ab", buffering=_BUFFER_BYTES)
-            file.write(data)
+            file.write(values.tobytes())
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
 
 
-def take_spill(folder: Path, name: str, part: int) -> Iterator[Any]:
-    """The lists of a part, writer by writer, each in the order of writing; the files go with the reading."""
-    for path in _files(folder, name, part):
-        data = memoryview(path.read_bytes())
-        path.unlink()
-        while data:
-            end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
-            yield marshal.loads(data[_LENGTH_BYTES:end])
-            data = data[end:]
+class RunWriter:
+    """Appends runs: bytes for each of the parts, which lie one after the other in one file. A file for each part would
+    be one of hundreds that are open at a time, and written a little at a time."""
+
+    def __init__(self, folder: Path, name: str, parts: int, writer: int = 0):
+        self._parts, self._writer = parts, writer
+        self._sizes = array("Q")
+        self._pack = PackWriter(folder, name, writer)
+
+    def append(self, parts: Sequence[bytes]) -> None:
+        self._sizes.extend(map(len, parts))
+        self._pack.append(b"".join(parts))
+
+    def close(self) -> None:
+        self._pack.close()
+
+    def index(self) -> "RunIndex":
+        sizes = np.array(self._sizes, np.uint64).reshape(-1, self._parts)
+        return RunIndex(self._writer, sizes)
+
+
+class RunIndex(NamedTuple):
+    """How many bytes each part has in each run of a writer: (runs, parts)."""
+
+    writer: int
+    sizes: np.ndarray
+
+
+def read_runs(folder: Path, name: str, indexes: Sequence[RunIndex], part: int) -> bytes:
+    """All of a part, writer by writer, each in the order of writing."""
+    found: list[bytes] = []
+    for writer, sizes in indexes:
+        starts = np.cumsum(sizes.sum(axis=1)) - sizes[:, part:].sum(axis=1)
+        with _pack(folder, name, writer).open("rb", buffering=0) as file:
+            for start, size in zip(starts.tolist(), sizes[:, part].tolist(), strict=True):
+                if size:
+                    file.seek(start)
+                    found.append(file.read(size))
+    return b"".join(found)
 
 
 class Piece(NamedTuple):

@@ -1,11 +1,10 @@
-"""A bucket of rows -> its prompts: merged, written as they will stand in the records, and indexed by their shingles."""
+"""A bucket of rows -> its prompts: merged, told in numbers, and indexed by their shingles."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import compress, groupby
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,28 +13,38 @@ import numpy as np
 import orjson
 from orjson import dumps
 
-from naysay.artifacts.spill import PackWriter, Piece, take_spill
+from naysay.artifacts.spill import PackWriter, Piece, pack
 from naysay.config.data import DataConfig
 from naysay.ingest.merge import SPLIT_CODES, LengthCheck, Merge, MergedPrompt, Tally
 from naysay.ingest.near_duplicates import PrefixWriter, token_weights
-from naysay.ingest.split import SPLITS, likely_split
-from naysay.ingest.spread import USUAL_REST, About, SpreadRow, UsualRow, whole_row
-from naysay.inputs.shingles import prompt_text, shingle_tokens
-from naysay.records import Split
+from naysay.ingest.rows import (
+    ACCEPTABLE,
+    ACCEPTABLE_FORM,
+    CONTENTS,
+    KEYS,
+    NEGATIVE_FORM,
+    NEGATIVES,
+    About,
+    Rows,
+    from_hexadecimal,
+    hexadecimal,
+    slices,
+    whole_rows,
+)
+from naysay.inputs.shingles import json_shingle_tokens, prompt_text
 
 DATA, BENIGN = "data", "benign"
-PROMPTS, NEGATIVES, ACCEPTABLE, ABOUT = "prompts", "negatives", "acceptable", "about"
-_RECORDS = (PROMPTS, NEGATIVES, ACCEPTABLE)
-LENGTHS = "-lengths"
-"""Of each kind of records, the numbers of bytes of the prompts: the name of their spill ends so."""
+PROMPTS, ABOUT, ORDER = "prompts", "about", "order"
+_MERGED = (PROMPTS, NEGATIVES, ACCEPTABLE)
 _DIGITS = 52
 
 
 class Task(NamedTuple):
-    """What is done with each bucket. `labels` name the two files in the records, `abouts` are their
-    `usual_about`."""
+    """What is done with each bucket. `rows` are those of the data and of the benign file, `labels` name the two files
+    in the records, `abouts` are their `usual_about`."""
 
     folder: Path
+    rows: tuple[Rows, Rows]
     labels: tuple[str, str]
     abouts: tuple[tuple[About, About], tuple[About, About]]
     seed: int
@@ -65,14 +74,21 @@ class Bucket:
     size: int
     """Number of prompts."""
     groups: list[tuple[str, str]]
-    """The distinct (kind, category)."""
+    """The (kind, category) that `FACTS` speak of."""
     tallies: tuple[Tally, Tally]
     """Of the data and of the benign file."""
     repeated: int
     repeated_answers: int
     """Prompts of the benign file that the data file has too, and their answers: left out."""
     pieces: dict[str, Piece]
-    """Where what was laid aside is, by the name of its pack."""
+    """Where what was laid aside is: ABOUT; ORDER, the prompts' numbers among the entries of the bucket; and, by
+    `merged_name`, the records of merged prompts. The entries are the usual rows and the merged prompts of the data,
+    then those of the benign file."""
+
+
+def merged_name(source: str, kind: str) -> str:
+    """How the merged records of a kind are called among the pieces of a bucket."""
+    return f"{source}-{kind}"
 
 
 def gather(
@@ -83,7 +99,7 @@ def gather(
     writer: int,
     lengths: LengthCheck | None = None,
 ) -> tuple[list[Bucket], np.ndarray]:
-    """Merge the rows of buckets, prompt by prompt, and write their records and shingles down.
+    """Merge the rows of buckets, prompt by prompt, and write down what is known of them and their shingles.
 
     Args:
         task: where the rows are, and the settings.
@@ -95,10 +111,11 @@ def gather(
     Returns:
         what to keep of each bucket, and the weights.
     """
-    names = (*_RECORDS, *(name + LENGTHS for name in _RECORDS), ABOUT)
     found = []
     with ExitStack() as files:
-        out = {name: files.enter_context(closing(PackWriter(task.folder, name, writer))) for name in names}
+        out = {name: files.enter_context(closing(PackWriter(task.folder, name, writer))) for name in (ABOUT, ORDER)}
+        for name in (merged_name(source, kind) for source in (DATA, BENIGN) for kind in _MERGED):
+            out[name] = files.enter_context(closing(PackWriter(task.folder, f"merged-{name}", writer)))
         index: PrefixWriter | None = None
         for number in buckets:
             bucket, tokens, sizes = _gather_one(task, number, lengths, out)
@@ -115,149 +132,139 @@ def gather(
 def _gather_one(
     task: Task, number: int, lengths: LengthCheck | None, out: Mapping[str, PackWriter]
 ) -> tuple[Bucket, np.ndarray, np.ndarray]:
-    tallies = Tally(), Tally()
-    data, benign = (_columns(task, number, source, lengths, tallies[source]) for source in (0, 1))
-    known = set(data.keys) if benign.keys else set[bytes]()
-    repeated = [place for place, key in enumerate(benign.keys) if key in known]
-    columns = data.joined(benign.without(known)).by_key()
-    tokens, sizes = shingle_tokens(columns.texts)
-    groups: dict[tuple[str, str], int] = {}
+    tallies, groups, pieces = (Tally(), Tally()), {_NO_GROUP: 0}, dict[str, Piece]()
+    found: list[_Entries] = []
+    for source, name in enumerate((DATA, BENIGN)):
+        merged, entries = _entries(task, number, source, lengths, tallies[source], groups)
+        for kind, records in zip(_MERGED, (merged.prompts, merged.negatives, merged.acceptable), strict=True):
+            pieces[merged_name(name, kind)] = out[merged_name(name, kind)].append(pack(records))
+        found.append(entries)
+    data, benign = found
+    repeated = benign.stay & np.isin(benign.ids, data.ids[data.stay])
+    left_out = benign.about[repeated]
+    benign.stay[repeated] = False
+    both = _Entries(*(_joined(*values) for values in zip(data, benign, strict=True)))
+    stay = np.flatnonzero(both.stay)
+    order = stay[np.argsort(both.ids[stay])]
+    ends = np.cumsum(both.lengths)[order]
+    texts = b"".join(slices(both.texts, ends - both.lengths[order], ends))
+    tokens, sizes = json_shingle_tokens(texts, both.lengths[order])
+    keys = hexadecimal(both.ids[order])
+    about = both.about[order]
+    about["shingles"], about["split_draw"] = sizes, draws(task.seed, "split", keys)
     limits = task.data.limit
-    about = np.zeros(len(columns.keys), FACTS)
-    about["asked"], about["negatives"], about["acceptable"] = columns.asked, columns.rejected, columns.accepted
-    about["shingles"], about["split_draw"] = sizes, draws(task.seed, "split", columns.keys)
     if any(limit is not None for limit in (limits.train, limits.dev, limits.heldout, limits.benign)):
-        about["limit_draw"] = draws(task.seed, "limit", columns.keys)
-    about["group"] = [groups.setdefault(item, len(groups)) for item in columns.groups]
-    pieces = {ABOUT: out[ABOUT].append(about.tobytes())}
-    likely = likely_split(about["negatives"] > 0, about["asked"], about["split_draw"], task.data)
-    pieces |= _lay_aside(columns, likely, out)
-    repeated_answers = sum(benign.rejected[place] + benign.accepted[place] for place in repeated)
-    return Bucket(len(about), list(groups), tallies, len(repeated), repeated_answers, pieces), tokens, sizes
+        about["limit_draw"] = draws(task.seed, "limit", keys)
+    pieces[ABOUT] = out[ABOUT].append(about.tobytes())
+    pieces[ORDER] = out[ORDER].append(order.astype(np.uint32).tobytes())
+    repeated_answers = int(left_out["negatives"].sum() + left_out["acceptable"].sum())
+    return Bucket(len(about), list(groups), tallies, len(left_out), repeated_answers, pieces), tokens, sizes
 
 
-def _lay_aside(columns: "_Columns", split: np.ndarray, out: Mapping[str, PackWriter]) -> dict[str, Piece]:
-    """The records of a bucket, ordered by the split that each prompt will likely have: `write_records` then copies long
-    stretches. Beside them how many bytes each prompt has, in the order of the ids."""
-    ends = {(code, kind): record_end(name, kind) for code, name in enumerate(SPLITS) for kind in {*columns.kinds}}
-    tails = [ends[end] for end in zip(split.tolist(), columns.kinds, strict=True)]
-    order = np.argsort(split, kind="stable").tolist()
-    prompts = [part for place in order for part in (columns.heads[place], tails[place])]
-    sizes = np.fromiter(map(len, columns.heads), np.uint32, len(order))
-    sizes += np.fromiter(map(len, tails), np.uint32, len(order))
-    pieces = {PROMPTS: out[PROMPTS].append(b"".join(prompts))}
-    pieces[PROMPTS + LENGTHS] = out[PROMPTS + LENGTHS].append(sizes.tobytes())
-    for name, records in ((NEGATIVES, columns.negatives), (ACCEPTABLE, columns.acceptable)):
-        sizes = np.fromiter(map(len, records), np.uint32, len(order))
-        pieces[name] = out[name].append(b"".join([records[place] for place in order]))
-        pieces[name + LENGTHS] = out[name + LENGTHS].append(sizes.tobytes())
-    return pieces
+class _Entries(NamedTuple):
+    """The usual rows of a bucket and the prompts that were merged: ids, what is compared (JSON, one after the other)
+    and its numbers of bytes, FACTS as far as they are known, and which are a prompt each: a usual row that was merged
+    with another is none."""
+
+    ids: np.ndarray
+    texts: bytes
+    lengths: np.ndarray
+    about: np.ndarray
+    stay: np.ndarray
 
 
-def record_end(split: Split, kind: bytes) -> bytes:
-    """What follows in the record of a prompt after `"split":"`; `kind` is JSON, or empty for the usual one."""
-    return b'%b","kind":%b}\n' % (split.encode(), kind or (b'"benign"' if split == "benign" else b'""'))
+def _joined(one: Any, other: Any) -> Any:
+    return one + other if isinstance(one, bytes) else np.concatenate([one, other])
 
 
 @dataclass(slots=True)
-class _Columns:
-    """Prompts with their records, a list for each of: id, its own record up to the split, its kind, negatives,
-    acceptable answers, what is compared (as `shingle_tokens` takes it), the split asked for, number of negatives, of
-    acceptable answers, (kind, category)."""
+class _Merged:
+    """Merged prompts, a list for each of: id, (its record up to the split, its kind), records of its negatives and of
+    its acceptable answers, what is compared (JSON), (asked, number of negatives, of acceptable answers, group)."""
 
-    keys: list[bytes] = field(default_factory=list)
-    heads: list[bytes] = field(default_factory=list)
-    kinds: list[bytes] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    prompts: list[tuple[bytes, bytes]] = field(default_factory=list)
     negatives: list[bytes] = field(default_factory=list)
     acceptable: list[bytes] = field(default_factory=list)
-    texts: list[str | bytes] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    groups: list[tuple[str, str]] = field(default_factory=list)
-
-    def _all(self) -> list[list[Any]]:
-        return [getattr(self, item.name) for item in fields(self)]
-
-    def joined(self, other: "_Columns") -> "_Columns":
-        return _Columns(*(mine + its for mine, its in zip(self._all(), other._all(), strict=True)))
-
-    def without(self, keys: set[bytes]) -> "_Columns":
-        """The prompts with other ids."""
-        stay = [key not in keys for key in self.keys]
-        return _Columns(*(list(compress(column, stay)) for column in self._all()))
-
-    def by_key(self) -> "_Columns":
-        order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
-        return _Columns(*([column[place] for place in order] for column in self._all()))
+    texts: list[bytes] = field(default_factory=list)
+    about: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 _HEAD = b'{"prompt_id":"p-%b","messages":%b,"source":%b:%d","split":"'
-_NEGATIVE = b'{"negative_id":"n-%b","prompt_id":"p-%b","text":%b%b'
-_ACCEPTABLE = b'{"acceptable_id":"a-%b","prompt_id":"p-%b","text":%b%b'
-_USUAL_HEAD = b'{"prompt_id":"p-%b","messages":[{"role":"user","content":%b}],"source":%b:%d","split":"'
-_USUAL_NEGATIVE, _USUAL_ACCEPTABLE = (form[:-2] + USUAL_REST.replace(b"%", b"%%") for form in (_NEGATIVE, _ACCEPTABLE))
 _ANY, _NO_GROUP = SPLIT_CODES[None], ("", "")
 
 
-def _columns(task: Task, number: int, source: int, lengths: LengthCheck | None, tally: Tally) -> _Columns:
-    """The prompts of a bucket, of the data or of the benign file."""
-    label = dumps(task.labels[source])[:-1]
-    usual: list[UsualRow] = []
-    others: list[SpreadRow] = []
-    for more_usual, more_others in take_spill(task.folder, (DATA, BENIGN)[source], number):
-        usual += more_usual
-        others += more_others
+def _entries(
+    task: Task,
+    number: int,
+    source: int,
+    lengths: LengthCheck | None,
+    tally: Tally,
+    groups: dict[tuple[str, str], int],
+) -> tuple[_Merged, _Entries]:
+    """What a bucket has of the data or of the benign file."""
+    rows = task.rows[source]
+    numbers, others = rows.numbers(number), rows.others(number)
+    ids = from_hexadecimal(rows.read(KEYS, number))
     # A prompt of one usual row needs no merging; its length may have to be checked, though.
-    repeated = {row[0] for row in others}
-    repeated.update(key for key, times in Counter(map(itemgetter(0), usual)).items() if times > 1)
-    alone = [row for row in usual if row[0] not in repeated] if lengths is None else []
-    if len(alone) < len(usual):
-        others += [whole_row(row) for row in usual if lengths is not None or row[0] in repeated]
+    alone = _alone(ids, [row[0] for row in others]) if lengths is None else np.zeros(len(ids), dtype=bool)
+    if not alone.all():
+        others += whole_rows(rows, number, ids, numbers, np.flatnonzero(~alone))
     others.sort(key=itemgetter(0, 1))
-    merged = _Columns()
-    for key, rows in groupby(others, itemgetter(0)):
-        prompt = Merge(list(rows), task.abouts[source], lengths, tally).merged()
+    merged = _Merged()
+    for key, same in groupby(others, itemgetter(0)):
+        prompt = Merge(list(same), task.abouts[source], lengths, tally).merged()
         if prompt is not None:
-            _add(merged, key, prompt, label, task.data.limit.answers_per_prompt)
-    return _usual_columns(alone, label, tally).joined(merged)
-
-
-def _add(columns: _Columns, key: bytes, prompt: MergedPrompt, label: bytes, most: int | None) -> None:
-    negatives, acceptable = (
-        b"".join([form % (answer.id, key, answer.text, answer.rest) for answer in answers[:most]])
-        for form, answers in ((_NEGATIVE, prompt.negatives), (_ACCEPTABLE, prompt.acceptable))
-    )
-    columns.keys.append(key)
-    columns.heads.append(_HEAD % (key, prompt.messages, label, prompt.line))
-    columns.kinds.append(dumps(prompt.kind) if prompt.kind else b"")
-    columns.negatives.append(negatives)
-    columns.acceptable.append(acceptable)
-    columns.texts.append(prompt_text(orjson.loads(prompt.messages)))
-    columns.asked.append(prompt.asked)
-    columns.rejected.append(len(prompt.negatives))
-    columns.accepted.append(len(prompt.acceptable))
-    columns.groups.append((prompt.kind, prompt.category))
-
-
-def _usual_columns(rows: list[UsualRow], label: bytes, tally: Tally) -> _Columns:
-    """Rows of which each is the only one of its prompt."""
-    accepted = [1 if row[5] else 0 for row in rows]
-    tally.answers["in"] += len(rows) + sum(accepted)
+            _add(merged, key, prompt, task.labels[source], task.data.limit.answers_per_prompt, groups)
+    about = np.zeros(len(ids) + len(merged.ids), FACTS)
+    about["asked"], about["negatives"] = _ANY, 1
+    about["acceptable"][: len(ids)] = accepted = numbers[ACCEPTABLE] > 0
+    if merged.about:
+        for name, values in zip(
+            ("asked", "negatives", "acceptable", "group"), zip(*merged.about, strict=True), strict=True
+        ):
+            about[name][len(ids) :] = values
+    used = int(alone.sum())
+    tally.answers["in"] += used + int(accepted[alone].sum())
     for name in ("used", "prompts", "with_negatives"):
-        setattr(tally, name, getattr(tally, name) + len(rows))
-    return _Columns(
-        [row[0] for row in rows],
-        [_USUAL_HEAD % (key, content, label, line) for key, line, content, _, _, _, _ in rows],
-        [b""] * len(rows),
-        [_USUAL_NEGATIVE % (answer, key, text) for key, _, _, answer, text, _, _ in rows],
-        [_USUAL_ACCEPTABLE % (answer, key, text) if answer else b"" for key, _, _, _, _, answer, text in rows],
-        [row[2] for row in rows],
-        [_ANY] * len(rows),
-        [1] * len(rows),
-        accepted,
-        [_NO_GROUP] * len(rows),
+        setattr(tally, name, getattr(tally, name) + used)
+    return merged, _Entries(
+        np.append(ids, np.array(merged.ids, np.uint64)),
+        rows.read(CONTENTS, number) + b"".join(merged.texts),
+        np.append(numbers[CONTENTS], np.fromiter(map(len, merged.texts), np.uint64, len(merged.texts))).astype(
+            np.int64
+        ),
+        about,
+        np.append(alone, np.ones(len(merged.ids), dtype=bool)),
     )
+
+
+def _alone(ids: np.ndarray, others: Sequence[bytes]) -> np.ndarray:
+    """Which ids occur once, and not among `others`."""
+    ordered = np.sort(ids)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    return ~np.isin(ids, np.append(repeated, from_hexadecimal(b"".join(others))))
+
+
+def _add(
+    merged: _Merged,
+    key: bytes,
+    prompt: MergedPrompt,
+    label: str,
+    most: int | None,
+    groups: dict[tuple[str, str], int],
+) -> None:
+    for form, answers, records in (
+        (NEGATIVE_FORM, prompt.negatives, merged.negatives),
+        (ACCEPTABLE_FORM, prompt.acceptable, merged.acceptable),
+    ):
+        records.append(b"".join([form % (answer.id, key, answer.text, answer.rest) for answer in answers[:most]]))
+    kind = dumps(prompt.kind) if prompt.kind else b""
+    group = groups.setdefault((prompt.kind, prompt.category), len(groups))
+    merged.ids.append(int(key, 16))
+    merged.prompts.append((_HEAD % (key, prompt.messages, dumps(label)[:-1], prompt.line), kind))
+    merged.texts.append(dumps(prompt_text(orjson.loads(prompt.messages))))
+    merged.about.append((prompt.asked, len(prompt.negatives), len(prompt.acceptable), group))
 
 
 def draws(seed: int, purpose: str, keys: Sequence[bytes]) -> np.ndarray:

@@ -9,7 +9,7 @@ import orjson
 
 from naysay.errors import ConversationError
 from naysay.ingest.doubts import Doubts
-from naysay.ingest.spread import About, SpreadRow
+from naysay.ingest.rows import About, SpreadRow
 from naysay.inputs.conversations import RowError
 from naysay.records import Message, Split
 

@@ -17,6 +17,7 @@ from naysay.ingest.columns import Columns, check_mapped
 from naysay.ingest.embedded import Source
 from naysay.ingest.gather import ABOUT, BENIGN, DATA, FACTS, Bucket, Task, gather
 from naysay.ingest.merge import LengthCheck, Tally
+from naysay.ingest.rows import COLUMNS, Rows
 from naysay.ingest.second_process import SecondProcess
 from naysay.ingest.spread import Watch, bucket_bits, look_at_columns, spread, usual_about
 from naysay.inputs.readers import RowReader
@@ -45,6 +46,7 @@ class Prompts:
     repeated_answers: int
     pieces: list[dict[str, Piece]]
     """Of each bucket, where its records are."""
+    task: Task
 
     @property
     def bucket_ends(self) -> np.ndarray:
@@ -90,12 +92,12 @@ def read_prompts(
     bits = bucket_bits(_content_bytes(sources))
     tallies = Tally(), Tally()
     with _without_collection():
-        data, benign = (
+        (data, data_rows), (benign, benign_rows) = (
             _spread(source, tally, second, watch, folder=folder, name=name, bits=bits)
             for source, name, tally in zip(sources, (DATA, BENIGN), tallies, strict=True)
         )
     labels, abouts = (sources[0].label, sources[1].label), (usual_about(data), usual_about(benign))
-    task = Task(folder, labels, abouts, config.seed, config.data)
+    task = Task(folder, (data_rows, benign_rows), labels, abouts, config.seed, config.data)
     # A token counter is somebody else's code, which may well leave cycles.
     with _without_collection() if lengths is None else nullcontext():
         buckets = _gather(task, 1 << bits, lengths, second)
@@ -105,28 +107,31 @@ def read_prompts(
     for source, tally in zip(sources, tallies, strict=True):
         if not tally.prompts:
             raise DataError(_no_usable_row(source, tally))
-    return _together(sources, tallies, buckets, folder)
+    return _together(sources, tallies, buckets, task)
 
 
 def _content_bytes(sources: Sequence[Source]) -> int:
     return sum(RowReader(source.path).content_bytes for source in sources)
 
 
-def _spread(source: Source, tally: Tally, second: SecondProcess | None, watch: Watch, **where: Any) -> Columns:
+def _spread(
+    source: Source, tally: Tally, second: SecondProcess | None, watch: Watch, *, folder: Path, name: str, bits: int
+) -> tuple[Columns, Rows]:
     columns = look_at_columns(source)
     reader = RowReader(source.path)
     halves = reader.halves() if second is not None and reader.content_bytes >= LARGE_FILE_BYTES else None
     if second is None or halves is None:
-        parts = [spread(source, columns, None, watch=watch, **where)]
+        parts = [spread(source, columns, None, watch=watch, folder=folder, name=name, bits=bits)]
     else:
-        other = second.start(spread, source, columns, halves[1], writer=1, **where)
-        parts = [spread(source, columns, halves[0], watch=watch, **where), other()]
+        other = second.start(spread, source, columns, halves[1], writer=1, folder=folder, name=name, bits=bits)
+        parts = [spread(source, columns, halves[0], watch=watch, folder=folder, name=name, bits=bits), other()]
     for part in parts:
         tally.rows += part.rows
         tally.doubts.update(part.unreadable)
         tally.by_reason.update(part.unreadable.by_reason())
     check_mapped(str(source.path), source.columns, columns.found.union(*(part.found for part in parts)))
-    return columns
+    rows = Rows(folder, name, {column: [part.indexes[column] for part in parts] for column in COLUMNS})
+    return columns, rows
 
 
 def _gather(task: Task, count: int, lengths: LengthCheck | None, second: SecondProcess | None) -> list[Bucket]:
@@ -146,14 +151,14 @@ def _gather(task: Task, count: int, lengths: LengthCheck | None, second: SecondP
 
 
 def _together(
-    sources: tuple[Source, Source], tallies: tuple[Tally, Tally], buckets: Sequence[Bucket], folder: Path
+    sources: tuple[Source, Source], tallies: tuple[Tally, Tally], buckets: Sequence[Bucket], task: Task
 ) -> Prompts:
     sizes = [bucket.size for bucket in buckets]
     about = {name: np.empty(sum(sizes), FACTS[name]) for name in FACTS.names or ()}
     groups: dict[tuple[str, str], int] = {}
     start = 0
     for bucket in buckets:
-        part = np.frombuffer(read_piece(folder, ABOUT, bucket.pieces[ABOUT]), FACTS)
+        part = np.frombuffer(read_piece(task.folder, ABOUT, bucket.pieces[ABOUT]), FACTS)
         places = np.array([groups.setdefault(group, len(groups)) for group in bucket.groups], np.uint32)
         for name, values in about.items():
             values[start : start + bucket.size] = places[part[name]] if name == "group" else part[name]
@@ -167,6 +172,7 @@ def _together(
         repeated=sum(bucket.repeated for bucket in buckets),
         pieces=[bucket.pieces for bucket in buckets],
         repeated_answers=sum(bucket.repeated_answers for bucket in buckets),
+        task=task,
     )
 
 

@@ -16,10 +16,11 @@ from naysay.config import RunConfig
 from naysay.errors import DataError
 from naysay.ingest import embedded
 from naysay.ingest.counts import check_counts, count
-from naysay.ingest.gather import ACCEPTABLE, NEGATIVES, PROMPTS
+from naysay.ingest.gather import PROMPTS
 from naysay.ingest.merge import LengthCheck, TokenCounter
 from naysay.ingest.near_duplicates import PARTS, NearDuplicates, find_repeated
 from naysay.ingest.read import Prompts, read_prompts, second_process
+from naysay.ingest.rows import ACCEPTABLE, NEGATIVES
 from naysay.ingest.second_process import Result, SecondProcess
 from naysay.ingest.split import (
     BENIGN,
@@ -29,7 +30,6 @@ from naysay.ingest.split import (
     SPLITS,
     TRAIN,
     group_draws,
-    likely_split,
     limit_prompts,
     split_prompts,
 )
@@ -89,7 +89,7 @@ def run(config: RunConfig, run: RunDirectory, *, count_tokens: TokenCounter | No
         kept = _limited(config, prompts, split)
         if not (kept == TRAIN).any():
             raise DataError(_nothing_to_train_on(config, prompts, split))
-        counts = _write(config, run, prompts, split, kept, folder, second)
+        counts = _write(config, run, prompts, split, kept, second)
     counts["length_checked"] = count_tokens is not None
     return counts
 
@@ -130,18 +130,14 @@ def _write(
     prompts: Prompts,
     split: np.ndarray,
     kept: np.ndarray,
-    folder: Path,
     second: SecondProcess | None,
 ) -> dict[str, Any]:
-    likely = likely_split(prompts.negatives > 0, prompts.asked, prompts.split_draw, config.data)
-    splits = [np.split(codes, prompts.bucket_ends) for codes in (likely, kept)]
+    of_prompts = prompts.task, prompts.pieces, np.split(kept, prompts.bucket_ends)
     files = [(source.path, tally.doubts) for source, tally in zip(prompts.sources, prompts.tallies, strict=True)]
-    negatives = _beside(second, write_records, run.negatives, folder, NEGATIVES, prompts.pieces, *splits)
-    write_records(run.prompts, folder, PROMPTS, prompts.pieces, *splits)
-    written = {"negatives": negatives()}
-    quarantined = _beside(second, write_quarantine, run.quarantine, files)
-    written["acceptable"] = write_records(run.acceptable, folder, ACCEPTABLE, prompts.pieces, *splits)
-    quarantined()
+    answers = _beside(second, _write_answers, run.negatives, run.acceptable, of_prompts)
+    write_records(run.prompts, PROMPTS, *of_prompts)
+    write_quarantine(run.quarantine, files)
+    written = answers()
     number = np.bincount(kept, minlength=LEFT_OUT + 1).tolist()
     by_split: dict[Split, int] = {name: number[code] for code, name in enumerate(SPLITS)}
     counts = count(prompts.tallies, prompts.repeated, split, by_split, written)
@@ -154,6 +150,12 @@ def _write(
     entries = sum(len(tally.doubts) for tally in prompts.tallies)
     check_counts(counts, answers_left_out=left_out, quarantine_entries=entries)
     return counts
+
+
+def _write_answers(negatives: Path, acceptable: Path, of_prompts: tuple[Any, ...]) -> dict[str, int]:
+    """The number of records in each of the two files."""
+    paths = {NEGATIVES: negatives, ACCEPTABLE: acceptable}
+    return {kind: write_records(path, kind, *of_prompts) for kind, path in paths.items()}
 
 
 def _beside(second: SecondProcess | None, function: Callable[..., Result], *args: Any) -> Callable[[], Result]:

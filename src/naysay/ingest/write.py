@@ -4,35 +4,34 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from orjson import dumps
 
 from naysay.artifacts.digests import CHUNK_BYTES
-from naysay.artifacts.spill import Piece, drop_packs, read_piece
+from naysay.artifacts.spill import Piece, read_piece, unpack
 from naysay.artifacts.store import write_atomic, write_jsonl
 from naysay.ingest.doubts import Doubts
-from naysay.ingest.gather import LENGTHS, PROMPTS
+from naysay.ingest.gather import BENIGN, DATA, ORDER, PROMPTS, Task, merged_name
+from naysay.ingest.rows import CONTENTS, ID_DIGITS, KEYS, slices
 from naysay.ingest.split import SPLITS
 from naysay.inputs.readers import RowReader
+from naysay.records import Split
 
-_BEFORE_SPLIT = b'"split":"'
+_USUAL_PROMPT = b'{"prompt_id":"p-%b","messages":[{"role":"user","content":%b}],"source":%b:%d","split":"'
 
 
 def write_records(
-    path: Path,
-    folder: Path,
-    name: str,
-    pieces: Sequence[dict[str, Piece]],
-    likely: Sequence[np.ndarray],
-    buckets: Sequence[np.ndarray],
+    path: Path, kind: str, task: Task, pieces: Sequence[dict[str, Piece]], buckets: Sequence[np.ndarray]
 ) -> int:
     """Write one kind of records of the prompts that stay.
 
     Args:
         path: where to.
-        folder, name: the packs that `gather` left; they are gone afterwards.
-        pieces: of each bucket, where its records are.
-        likely: of each bucket, the codes of its prompts' splits by which `gather` ordered the records.
+        kind: PROMPTS, NEGATIVES or ACCEPTABLE.
+        task: where the rows are, and how their files are called.
+        pieces: of each bucket, where `gather` laid aside what it found.
         buckets: of each bucket, the codes of its prompts' splits.
 
     Returns:
@@ -43,17 +42,17 @@ def write_records(
     def write(temporary: Path) -> None:
         nonlocal count
         # The splits are written at the same time: the first one in its place, the others beside it.
-        paths = [temporary, *(folder / f"{name}-{split}" for split in SPLITS[1:])]
+        paths = [temporary, *(task.folder / f"{kind}-{split}" for split in SPLITS[1:])]
         with ExitStack() as stack:
             whole, *others = files = [stack.enter_context(item.open("w+b", buffering=0)) for item in paths]
-            for places, order, codes in zip(pieces, likely, buckets, strict=True):
-                data = read_piece(folder, name, places[name])
-                lengths = np.frombuffer(read_piece(folder, name + LENGTHS, places[name + LENGTHS]), np.uint32)
-                for code, file in enumerate(files):
-                    records = b"".join(_records(data, lengths, order, codes, code, named=name == PROMPTS))
-                    count += records.count(b"\n")
-                    file.write(records)
-            drop_packs(folder, name)
+            for number, (places, codes) in enumerate(zip(pieces, buckets, strict=True)):
+                order = np.frombuffer(read_piece(task.folder, ORDER, places[ORDER]), np.uint32)
+                chosen = [order[codes == code] for code in range(len(SPLITS))]
+                found = _prompts if kind == PROMPTS else _answers
+                for records, file in zip(found(task, number, kind, places, chosen), files, strict=True):
+                    data = b"".join(records)
+                    count += data.count(b"\n")
+                    file.write(data)
             for other in others:
                 other.seek(0)
                 shutil.copyfileobj(other, whole, CHUNK_BYTES)
@@ -74,30 +73,48 @@ def write_quarantine(path: Path, files: Sequence[tuple[Path, Doubts]]) -> None:
     )
 
 
-def _records(
-    data: bytes, lengths: np.ndarray, order: np.ndarray, codes: np.ndarray, code: int, *, named: bool
-) -> Iterator[bytes | memoryview]:
-    """The records of the prompts in the split `code`, by id: long stretches of `data` where each prompt is in the split
-    that was likely. `named`: the records name their split."""
-    chosen = np.flatnonzero(codes == code)
-    if not len(chosen):
-        return
-    places = np.argsort(order, kind="stable")
-    ends = np.empty(len(order), np.int64)
-    ends[places] = np.cumsum(lengths[places])
-    starts, moved = ends - lengths, (order != code) & named
-    begin = np.ones(len(chosen), dtype=bool)
-    begin[1:] = (starts[chosen[1:]] != ends[chosen[:-1]]) | moved[chosen[1:]] | moved[chosen[:-1]]
-    first = np.flatnonzero(begin)
-    last = np.append(first[1:], len(chosen)) - 1
-    view = memoryview(data)
-    stretches = zip(
-        starts[chosen[first]].tolist(), ends[chosen[last]].tolist(), moved[chosen[first]].tolist(), strict=True
-    )
-    for start, end, renamed in stretches:
-        if renamed:
-            # Quotes within a text are escaped, so this can be the field only.
-            before, after = data[start:end].rsplit(_BEFORE_SPLIT, 1)
-            yield before + _BEFORE_SPLIT + SPLITS[code].encode() + after[after.index(b'"') :]
-        else:
-            yield view[start:end]
+def _answers(
+    task: Task, number: int, kind: str, pieces: dict[str, Piece], chosen: Sequence[np.ndarray]
+) -> Iterator[list[bytes]]:
+    """The records of the answers of some entries of a bucket, by split."""
+    data, lengths = [], []
+    for name, rows in zip((DATA, BENIGN), task.rows, strict=True):
+        merged = _merged(task, name, kind, pieces)
+        data += [rows.read(kind, number), *merged]
+        lengths += [rows.numbers(number)[kind], np.fromiter(map(len, merged), np.uint64, len(merged))]
+    whole, sizes = b"".join(data), np.concatenate(lengths)
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
+    for entries in chosen:
+        yield slices(whole, starts[entries], ends[entries])
+
+
+def _prompts(
+    task: Task, number: int, kind: str, pieces: dict[str, Piece], chosen: Sequence[np.ndarray]
+) -> Iterator[list[bytes]]:
+    """The records of some entries of a bucket, by split: in two parts each."""
+    starts: list[bytes] = []
+    kinds: list[bytes] = []
+    for name, label, rows in zip((DATA, BENIGN), task.labels, task.rows, strict=True):
+        numbers, source = rows.numbers(number), dumps(label)[:-1]
+        ends = np.cumsum(numbers[CONTENTS])
+        contents = slices(rows.read(CONTENTS, number), ends - numbers[CONTENTS], ends)
+        keys = np.frombuffer(rows.read(KEYS, number), f"S{ID_DIGITS}").tolist()
+        usual = zip(keys, contents, numbers["line"].tolist(), strict=True)
+        merged = _merged(task, name, kind, pieces)
+        starts += [_USUAL_PROMPT % (key, content, source, line) for key, content, line in usual]
+        starts += [start for start, _ in merged]
+        kinds += [b""] * len(keys) + [kind for _, kind in merged]
+    for split, entries in zip(SPLITS, chosen, strict=True):
+        end_of = {kind: record_end(split, kind) for kind in {*kinds}}
+        yield [part for entry in entries.tolist() for part in (starts[entry], end_of[kinds[entry]])]
+
+
+def _merged(task: Task, source: str, kind: str, pieces: dict[str, Piece]) -> list[Any]:
+    name = merged_name(source, kind)
+    return unpack(read_piece(task.folder, f"merged-{name}", pieces[name]))
+
+
+def record_end(split: Split, kind: bytes) -> bytes:
+    """What follows in the record of a prompt after `"split":"`; `kind` is JSON, or empty for the usual one."""
+    return b'%b","kind":%b}\n' % (split.encode(), kind or (b'"benign"' if split == "benign" else b'""'))

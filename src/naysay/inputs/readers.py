@@ -7,6 +7,7 @@ unreadable is handed on as that row's problem.
 import csv
 import gzip
 import io
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import IO, Any, NamedTuple
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from orjson import loads
 
 from naysay.errors import DataError, InputNotFoundError
 
@@ -23,6 +25,7 @@ EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 1024
 _CHUNK_BYTES = 1 << 20
+_READ_MEANWHILE = 24 << 20
 _COMPRESSION = 4
 """How much smaller text gets in a compressed file, about."""
 # csv's default of 128 KiB a field is below what a long conversation needs; a C long on Windows holds no more than this.
@@ -93,30 +96,39 @@ class RowReader:
         return self.path.stat().st_size * (_COMPRESSION if self._suffix in (".jsonl.gz", ".parquet") else 1)
 
     def __iter__(self) -> Iterator[RawRow]:
-        yield from self.rows()
+        return self.rows()
 
-    def rows(self, span: Span | None = None) -> Iterator[RawRow]:
-        """The rows of the file, or of one of its `halves`."""
+    def rows(self) -> Iterator[RawRow]:
+        """The rows of the file, one by one."""
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self, span: Span | None = None) -> Iterator[list[RawRow]]:
+        """The rows of the file, or of one of its `halves`, some at a time: about a megabyte of text."""
         with _explain_unreadable(self.path):
             match self._suffix:
                 case ".csv":
-                    yield from self._csv()
+                    yield from _some_at_a_time(self._csv())
                 case ".parquet":
                     yield from self._parquet()
                 case ".json":
-                    yield from self._json()
+                    yield from _some_at_a_time(self._json())
                 case ".txt":
-                    yield from self._text_lines()
+                    yield from _some_at_a_time(self._text_lines())
                 case _:
-                    yield from self._json_lines(span)
+                    for first, lines in self._lines(span):
+                        yield self._parse_lines(lines, first)
 
     def halves(self) -> tuple[Span, Span] | None:
-        """Two parts with about as many bytes; None for a file that can only be read from its beginning."""
+        """Two parts for two processes; None for a file that can only be read from its beginning.
+
+        The second part is a little smaller: by what is read while the process that reads it starts.
+        """
         size = self.path.stat().st_size
         if self._suffix != ".jsonl":
             return None
         with _explain_unreadable(self.path), self.path.open("rb") as file:
-            file.seek(size // 2)
+            file.seek((size + min(_READ_MEANWHILE, size // 8)) // 2)
             file.readline()
             middle = file.tell()
             file.seek(0)
@@ -128,41 +140,49 @@ class RowReader:
     def select(self, lines: Iterable[int]) -> Iterator[RawRow]:
         """The rows of these lines, which ascend; JSON lines beside them are not parsed."""
         wanted = iter(lines)
-        if self._suffix in (".jsonl", ".jsonl.gz"):
-            with _explain_unreadable(self.path):
-                yield from self._json_lines(None, wanted)
-            return
         line = next(wanted, None)
-        for raw in self:
-            if raw.line == line:
-                yield raw
-                line = next(wanted, None)
+        if self._suffix not in (".jsonl", ".jsonl.gz"):
+            for raw in self:
+                if raw.line == line:
+                    yield raw
+                    line = next(wanted, None)
+            return
+        with _explain_unreadable(self.path):
+            for first, some in self._lines(None):
+                while line is not None and line < first + len(some):
+                    yield from self._parse_lines([some[line - first]], line)
+                    line = next(wanted, None)
 
-    def _json_lines(self, span: Span | None, wanted: Iterator[int] | None = None) -> Iterator[RawRow]:
-        next_line = next(wanted, None) if wanted is not None else None
+    def _lines(self, span: Span | None) -> Iterator[tuple[int, list[bytes]]]:
+        """Some lines of a file of JSON lines at a time, and the number of the first of them."""
         start, end, first = span or Span(0, -1, 1)
         with self.path.open("rb", buffering=_CHUNK_BYTES) as file:
             self._file = file
             file.seek(start)
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if self._suffix.endswith(".gz") else file  # pyright: ignore[reportAssignmentType]  # a GzipFile is a binary stream in all but name
-            for line, data in enumerate(stream, first):
+            while lines := stream.readlines(_CHUNK_BYTES):
+                start += sum(map(len, lines))
+                while start > end >= 0:
+                    start -= len(lines.pop())
+                if first == 1 and lines:
+                    lines[0] = lines[0].removeprefix(_BOM)
+                yield first, lines
                 if start == end:
                     return
-                start += len(data)
-                if line == 1:
-                    data = data.removeprefix(_BOM)
-                if wanted is not None:
-                    if line != next_line:
-                        continue
-                    next_line = next(wanted, None)
-                try:
-                    # Not `RawRow(...)`, whose call is a good part of the time that a row takes here.
-                    yield tuple.__new__(RawRow, (line, orjson.loads(data), ""))
-                except orjson.JSONDecodeError as error:
-                    if not data or data.isspace():
-                        continue
-                    text = _decode(self.path, data, line).rstrip("\r\n")
-                    yield RawRow(line, text, f"not valid JSON ({error})")
+                first += len(lines)
+
+    def _parse_lines(self, lines: Iterable[bytes], first: int) -> list[RawRow]:
+        rows: list[RawRow] = []
+        for line, data in enumerate(lines, first):
+            try:
+                # Not `RawRow(...)`, whose call is a good part of the time that a row takes here.
+                rows.append(tuple.__new__(RawRow, (line, loads(data), "")))
+            except orjson.JSONDecodeError as error:
+                if not data or data.isspace():
+                    continue
+                text = _decode(self.path, data, line).rstrip("\r\n")
+                rows.append(RawRow(line, text, f"not valid JSON ({error})"))
+        return rows
 
     def _text_lines(self) -> Iterator[RawRow]:
         with self.path.open("rb") as file:
@@ -222,14 +242,19 @@ class RowReader:
                 else:
                     yield RawRow(line, cells, f"the header has {len(header)} fields, this row {len(cells)}")
 
-    def _parquet(self) -> Iterator[RawRow]:
+    def _parquet(self) -> Iterator[list[RawRow]]:
         with pq.ParquetFile(self.path) as file:
             line = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    line += 1
-                    self._read = line / file.metadata.num_rows
-                    yield RawRow(line, row)
+                rows = batch.to_pylist()
+                yield [RawRow(number, row) for number, row in enumerate(rows, line + 1)]
+                line += len(rows)
+                self._read = line / file.metadata.num_rows
+
+
+def _some_at_a_time(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+    while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+        yield batch
 
 
 def json_type(value: Any) -> str:

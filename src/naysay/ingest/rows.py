@@ -1,0 +1,200 @@
+"""Rows of a file as they wait on disk, by the digest of their prompts: what `spread` writes down and `gather` reads.
+
+The most usual row has one message of the user, a rejected answer and mostly a chosen one, and nothing else is said of
+it. Such rows lie in columns, their answers as the records will say them; any other row is a tuple, a `SpreadRow`.
+"""
+
+from array import array
+from binascii import hexlify, unhexlify
+from contextlib import ExitStack, closing
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from orjson import dumps
+
+from naysay.artifacts.spill import RunIndex, RunWriter, pack, read_runs, unpack
+from naysay.ingest.formats import ParsedAnswer, ParsedRow
+
+KEYS, NUMBERS, CONTENTS, NEGATIVES, ACCEPTABLE, OTHERS = COLUMNS = (
+    "keys",
+    "numbers",
+    "contents",
+    "negatives",
+    "acceptable",
+    "others",
+)
+"""Of usual rows: the prompts' digests (16 hexadecimal digits); the line and the numbers of bytes of the three that
+follow (`_NUMBERS`); the JSON of the prompts; the records of the answers. The other rows."""
+ID_DIGITS = 16
+_NUMBERS = np.dtype([("line", "Q"), (CONTENTS, "Q"), (NEGATIVES, "Q"), (ACCEPTABLE, "Q")])
+_BEFORE_TEXT = len('["p-","') + ID_DIGITS - 1
+_BEFORE_CONTENT, _AFTER_CONTENT = len('[{"content":'), len(',"role":"user"}]')
+
+SpreadRow = tuple[Any, ...]
+"""(prompt, line, messages, about, then id, text, about of each answer).
+
+A digest is 16 hexadecimal digits, `messages` and a text are JSON. `about` of the row is (split that it asks for, kind,
+chosen_context_differs), or None for (None, "", False); of an answer it is an `About`, or REJECTED or CHOSEN.
+"""
+About = tuple[bool, str, str, bytes]
+"""(rejected, field, category, what follows the text in the answer's record)."""
+REJECTED, CHOSEN = 0, 1
+"""An answer from the column of that name, of which nothing else is said."""
+
+
+def _rest(answer: ParsedAnswer) -> bytes:
+    named = answer._asdict()
+    about = {name: named[name] for name in ("category", "severity", "annotators", "provenance", "finish")}
+    return b"," + dumps(about)[1:] + b"\n"
+
+
+USUAL_REST = _rest(ParsedAnswer("", True, ""))
+NEGATIVE_FORM = b'{"negative_id":"n-%b","prompt_id":"p-%b","text":%b%b'
+ACCEPTABLE_FORM = b'{"acceptable_id":"a-%b","prompt_id":"p-%b","text":%b%b'
+_USUAL_NEGATIVE, _USUAL_ACCEPTABLE = (
+    form[:-2] + USUAL_REST.replace(b"%", b"%%") for form in (NEGATIVE_FORM, ACCEPTABLE_FORM)
+)
+
+
+class _Bucket(NamedTuple):
+    """What a run has for one bucket, in the order of COLUMNS; `numbers` has four a row."""
+
+    keys: list[bytes]
+    numbers: list[int]
+    contents: list[bytes]
+    negatives: list[bytes]
+    acceptable: list[bytes]
+    others: list[SpreadRow]
+
+    def packed(self) -> tuple[bytes, ...]:
+        keys, numbers, *texts, others = self
+        data = (b"".join(keys), array("Q", numbers).tobytes(), *map(b"".join, texts))
+        return (*data, pack(others) if others else b"")
+
+
+class RowWriter:
+    """Writes rows to buckets, a run at a time; several processes may, each with its `writer` number."""
+
+    def __init__(self, folder: Path, name: str, bits: int, writer: int = 0):
+        self._count = 1 << bits
+        self._bits = bits
+        with ExitStack() as stack:
+            self._files = [
+                stack.enter_context(closing(RunWriter(folder, f"{name}-{column}", self._count, writer)))
+                for column in COLUMNS
+            ]
+            self._open = stack.pop_all()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._buckets = [_Bucket([], [], [], [], [], []) for _ in range(self._count)]
+        self._bucket_of = {f"{byte:02x}": self._buckets[byte >> (8 - self._bits)] for byte in range(256)}
+
+    def add_usual(self, line: int, prompt: str, rejected: str, chosen: str | None) -> None:
+        """Add a row with one message of the user; `chosen` is another text than `rejected`."""
+        # What `dumps` gives lies in a kilobyte that was cut off, and costs time as long as it is kept: only slices are.
+        messages = dumps(({"content": prompt, "role": "user"},))
+        digest = sha256(messages).hexdigest()[:ID_DIGITS]
+        key, prompt_id = digest.encode(), "p-" + digest
+        keys, numbers, contents, negatives, acceptable, _ = self._bucket_of[digest[:2]]
+        data = dumps((prompt_id, rejected))
+        answer = sha256(data).hexdigest()[:ID_DIGITS].encode()
+        negative = _USUAL_NEGATIVE % (answer, key, data[_BEFORE_TEXT:-1])
+        content = messages[_BEFORE_CONTENT:-_AFTER_CONTENT]
+        if chosen is None:
+            numbers += (line, len(content), len(negative), 0)
+        else:
+            data = dumps((prompt_id, chosen))
+            answer = sha256(data).hexdigest()[:ID_DIGITS].encode()
+            other = _USUAL_ACCEPTABLE % (answer, key, data[_BEFORE_TEXT:-1])
+            numbers += (line, len(content), len(negative), len(other))
+            acceptable.append(other)
+        keys.append(key)
+        contents.append(content)
+        negatives.append(negative)
+
+    def add(self, line: int, row: ParsedRow) -> None:
+        """Add any row."""
+        # As `digest_json(messages)` and `digest_text(prompt_id, text)`, of which the first 16 digits are the ids.
+        key = sha256(dumps(row.messages, option=orjson.OPT_SORT_KEYS)).hexdigest()[:ID_DIGITS]
+        answers: list[Any] = []
+        for answer in row.answers:
+            data = dumps(("p-" + key, answer.text))
+            about = (answer.rejected, answer.field, answer.category, _rest(answer))
+            answers += [sha256(data).hexdigest()[:ID_DIGITS].encode(), data[_BEFORE_TEXT:-1], about]
+        about = (row.split, row.kind, row.chosen_context_differs)
+        others = self._bucket_of[key[:2]].others
+        others.append((key.encode(), line, dumps(row.messages), about if any(about) else None, *answers))
+
+    def write_run(self) -> None:
+        """Write what was added since the last time."""
+        columns = zip(*(bucket.packed() for bucket in self._buckets), strict=True)
+        for file, parts in zip(self._files, columns, strict=True):
+            file.append(parts)
+        self._begin()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def indexes(self) -> dict[str, RunIndex]:
+        """Where in the files the runs are, by column."""
+        return {column: file.index() for column, file in zip(COLUMNS, self._files, strict=True)}
+
+
+class Rows(NamedTuple):
+    """The rows of a file, as all writers wrote them. `indexes`: of each column, those of the writers."""
+
+    folder: Path
+    name: str
+    indexes: dict[str, list[RunIndex]]
+
+    def read(self, column: str, bucket: int) -> bytes:
+        return read_runs(self.folder, f"{self.name}-{column}", self.indexes[column], bucket)
+
+    def others(self, bucket: int) -> list[SpreadRow]:
+        return unpack(self.read(OTHERS, bucket))
+
+    def numbers(self, bucket: int) -> np.ndarray:
+        return np.frombuffer(self.read(NUMBERS, bucket), _NUMBERS)
+
+
+def whole_rows(rows: Rows, bucket: int, ids: np.ndarray, numbers: np.ndarray, chosen: np.ndarray) -> list[SpreadRow]:
+    """The usual rows `chosen` (places) of a bucket as any other."""
+    columns = []
+    for column in (CONTENTS, NEGATIVES, ACCEPTABLE):
+        ends = np.cumsum(numbers[column])
+        columns.append(slices(rows.read(column, bucket), (ends - numbers[column])[chosen], ends[chosen]))
+    found = []
+    for key, line, content, negative, acceptable in zip(
+        hexadecimal(ids[chosen]), numbers["line"][chosen].tolist(), *columns, strict=True
+    ):
+        messages = b'[{"role":"user","content":' + content + b"}]"
+        row = (key, line, messages, None, *_answer(negative, _USUAL_NEGATIVE), REJECTED)
+        found.append((*row, *_answer(acceptable, _USUAL_ACCEPTABLE), CHOSEN) if acceptable else row)
+    return found
+
+
+def _answer(record: bytes, form: bytes) -> tuple[bytes, bytes]:
+    """The digest of a usual answer and its text."""
+    digest = form.index(b"%b")
+    # All that comes before the text but the two digests, of which the form has two characters each.
+    text = form.rindex(b"%b") + 2 * (ID_DIGITS - 2)
+    return record[digest : digest + ID_DIGITS], record[text : -len(USUAL_REST)]
+
+
+def hexadecimal(ids: np.ndarray) -> list[bytes]:
+    """The digits of ids (uint64)."""
+    return np.frombuffer(hexlify(ids.astype(">u8").tobytes()), f"S{ID_DIGITS}").tolist()
+
+
+def from_hexadecimal(keys: bytes) -> np.ndarray:
+    """The ids (uint64) of digits that follow each other."""
+    return np.frombuffer(unhexlify(keys), ">u8").astype(np.uint64)
+
+
+def slices(data: bytes, starts: np.ndarray, ends: np.ndarray) -> list[bytes]:
+    """The bytes from each start to its end."""
+    return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
