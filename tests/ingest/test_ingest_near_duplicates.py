@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import math
 import random
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from ingest.near import Shingles, index, shingles
+from naysay.ingest.near_duplicates import PARTS, PrefixWriter, find_repeated
 from naysay.inputs.shingles import json_shingle_tokens, prompt_text, shingle_tokens
 
 
@@ -114,6 +117,43 @@ def test_clusters_of_members_only() -> None:
     sets = {"x": frozenset("abcd"), "y": frozenset("abcdefg"), "z": frozenset("cdefgh")}
     assert NearDuplicates(sets, 0.5).clusters(["x", "y", "z"]) == [["x", "y", "z"]]
     assert NearDuplicates(sets, 0.5).clusters(["x", "z"]) == [["x"], ["z"]]
+
+
+def test_repeated_shingles_among_very_many_that_differ_in_one_bit(tmp_path: Path) -> None:
+    tokens = np.arange(300_000, dtype=np.uint64) * np.uint64(PARTS)
+    again = np.array([7, 7, 250_000, 299_999], np.uint64) * np.uint64(PARTS)
+    writer = PrefixWriter(tmp_path, 0.7, np.zeros(1 << 20, np.uint8))
+    writer.add(0, tokens, np.ones(len(tokens), np.int64))
+    writer.add(1, again, np.ones(len(again), np.int64))
+    writer.close()
+    find_repeated(tmp_path, range(2))
+    found = np.fromfile(tmp_path / "repeated-0.0", [("token", "<u8"), ("bucket", "<u4"), ("place", "<u4")])
+    assert found["token"].tolist() == [token * PARTS for token in (7, 7, 7, 250_000, 250_000, 299_999, 299_999)]
+    places = {(0, 7), (1, 0), (1, 1), (0, 250_000), (1, 2), (0, 299_999), (1, 3)}
+    assert {*zip(found["bucket"].tolist(), found["place"].tolist(), strict=True)} == places
+
+
+def test_frequent_shingles_come_last_in_the_order_of_all(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    weights = np.where(draw.random(1 << 20) < 0.3, draw.integers(1, 256, 1 << 20), 0).astype(np.uint8)
+    sizes = draw.integers(1, 40, 500)
+    tokens = draw.integers(0, 2**52, sizes.sum(), dtype=np.uint64)
+    ends = np.cumsum(sizes)
+    expected: list[tuple[int, int]] = []
+    for place, (end, size) in enumerate(zip(ends, sizes, strict=True)):
+        mine = tokens[end - size : end]
+        mine.sort()
+        ordered = sorted(mine.tolist(), key=lambda token: (weights[(token // PARTS) % (1 << 20)], token))
+        expected += [(token, place) for token in ordered[: size - math.ceil(0.75 * size) + 1]]
+    writer = PrefixWriter(tmp_path, 0.75, weights)
+    writer.add(0, tokens, sizes)
+    writer.close()
+    found: list[tuple[int, int]] = []
+    for part in range(PARTS):
+        postings = np.fromfile(tmp_path / f"prefixes-{part}.0", [("token", "<u8"), ("bucket", "<u4"), ("place", "<u4")])
+        assert (postings["token"] % PARTS == part).all()
+        found += zip(postings["token"].tolist(), postings["place"].tolist(), strict=True)
+    assert sorted(found) == sorted(expected)
 
 
 words = st.text(st.sampled_from("ab_9 .,\nÄßİé你好カ🙂'"), max_size=40)

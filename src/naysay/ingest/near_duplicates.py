@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from naysay.artifacts.spill import ArrayReader, SpillWriter, read_arrays
+from naysay.inputs.shingles import TOKEN_BITS
 
 _ROUNDING = 1e-9
 """`t * n` of floats may land just above the whole number that it is."""
 PARTS = 64
+"""A power of two: the lowest bits of a shingle are the number of its part."""
 _SAMPLE_BITS = 20
 _RARE = 3
 _KEPT_SETS = 1024
@@ -51,11 +53,13 @@ class PrefixWriter:
     def add(self, bucket: int, tokens: np.ndarray, sizes: np.ndarray) -> None:
         """Take the prompts of a bucket: `tokens` (ascending in each prompt) one after the other, `sizes` of each."""
         self._sets.append_array(bucket, tokens)
-        postings = self._postings(bucket, tokens, sizes)
-        part_of = (postings["token"] % PARTS).astype(np.uint8)
-        postings = postings[np.argsort(part_of, kind="stable")]
-        ends = np.cumsum(np.bincount(part_of, minlength=PARTS))
-        for part, (start, end) in enumerate(zip(ends - np.diff(ends, prepend=0), ends, strict=True)):
+        prefix, place = self._prefix(tokens, sizes)
+        part_of = (prefix & np.uint64(PARTS - 1)).astype(np.uint8)
+        order = np.argsort(part_of, kind="stable")
+        postings = np.empty(len(order), _POSTING)
+        postings["token"], postings["bucket"], postings["place"] = prefix[order], bucket, place[order]
+        ends = np.cumsum(np.bincount(part_of, minlength=PARTS)).tolist()
+        for part, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             if end > start:
                 self._prefixes.append_array(part, postings[start:end])
 
@@ -63,21 +67,34 @@ class PrefixWriter:
         self._sets.close()
         self._prefixes.close()
 
-    def _postings(self, bucket: int, tokens: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        first = np.cumsum(sizes) - sizes
-        weights = self.weights[_entry(tokens)]
-        if frequent := np.flatnonzero(weights).tolist():
-            tokens = tokens.copy()
-            for prompt in np.unique(np.searchsorted(first, frequent, side="right") - 1).tolist():
-                mine = slice(first[prompt], first[prompt] + sizes[prompt])
-                tokens[mine] = tokens[mine][np.lexsort((tokens[mine], weights[mine]))]
+    def _prefix(self, tokens: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first tokens of each prompt in the order of all tokens, and the prompt's place in the bucket."""
         lengths = sizes - np.ceil(self.threshold * sizes - _ROUNDING).astype(np.int64) + 1
         place = np.repeat(np.arange(len(sizes), dtype=np.uint32), lengths)
-        skipped = np.cumsum(sizes - lengths) - (sizes - lengths)
-        postings = np.empty(len(place), _POSTING)
-        postings["token"] = tokens[np.arange(len(place)) + skipped[place]]
-        postings["bucket"], postings["place"] = bucket, place
-        return postings
+        left_out = sizes - lengths
+        chosen = np.repeat(np.cumsum(left_out) - left_out, lengths)
+        chosen += np.arange(len(chosen))
+        prefix = tokens[chosen]
+        # Rare tokens are in order already, so that nothing changes where all of these are rare.
+        frequent = self.weights[_entry(prefix)] > 0
+        if frequent.any():
+            prefix = self._rare_first(tokens, sizes, place[frequent])[chosen]
+        return prefix, place
+
+    def _rare_first(self, tokens: np.ndarray, sizes: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """The tokens, those of the prompts at these places in the order of all tokens."""
+        asked = np.zeros(len(sizes), dtype=bool)
+        asked[places] = True
+        at = np.flatnonzero(np.repeat(asked, sizes)).astype(np.uint64)
+        # By prompt, weight and (they ascend) token; sorting these numbers is much faster than finding an order of them.
+        order = np.repeat(np.flatnonzero(asked).astype(np.uint64), sizes[asked]) << np.uint64(40)
+        order |= self.weights[_entry(tokens[at])].astype(np.uint64) << np.uint64(32)
+        order |= at
+        order.sort()
+        order &= np.uint64(2**32 - 1)
+        tokens = tokens.copy()
+        tokens[at] = tokens[order]
+        return tokens
 
 
 def find_repeated(folder: Path, parts: Iterable[int]) -> None:
@@ -85,14 +102,35 @@ def find_repeated(folder: Path, parts: Iterable[int]) -> None:
     with closing(SpillWriter(folder, "repeated")) as spill:
         for part in parts:
             postings = read_arrays(folder, "prefixes", part, _POSTING)
+            postings = postings[_likely_repeated(postings["token"])]
             order = np.argsort(postings["token"])
-            tokens = postings["token"][order]
-            same = tokens[1:] == tokens[:-1]
-            met = np.zeros(len(tokens), dtype=bool)
-            met[1:] |= same
-            met[:-1] |= same
+            met = _met_again(postings["token"][order])
             if met.any():
                 spill.append_array(part, postings[order[met]])
+
+
+def _likely_repeated(tokens: np.ndarray) -> np.ndarray:
+    """The places of those that occur more than once, and perhaps of a few others, among tokens of one part."""
+    # A token, but for its last bits where there are very many, and its place are one number: sorting these takes half
+    # of the time that finding an order does, and few are left.
+    place_bits = np.uint64(len(tokens).bit_length())
+    keyed = tokens << np.uint64(64 - TOKEN_BITS)
+    keyed >>= place_bits
+    keyed <<= place_bits
+    keyed |= np.arange(len(tokens), dtype=np.uint64)
+    keyed.sort()
+    places = keyed & ((np.uint64(1) << place_bits) - np.uint64(1))
+    keyed >>= place_bits
+    return places[_met_again(keyed)]
+
+
+def _met_again(values: np.ndarray) -> np.ndarray:
+    """Which of these, in ascending order, occur more than once."""
+    same = values[1:] == values[:-1]
+    met = np.zeros(len(values), dtype=bool)
+    met[1:] |= same
+    met[:-1] |= same
+    return met
 
 
 class NearDuplicates:
@@ -195,7 +233,7 @@ class NearDuplicates:
 
 def _entry(tokens: np.ndarray) -> np.ndarray:
     """Where a token is in the table of weights. Its lowest bits choose its part, so others are taken here."""
-    return ((tokens >> np.uint64(int(math.log2(PARTS)))) % np.uint64(1 << _SAMPLE_BITS)).astype(np.int64)
+    return ((tokens >> np.uint64(int(math.log2(PARTS)))) & np.uint64((1 << _SAMPLE_BITS) - 1)).view(np.int64)
 
 
 def _root(parent: dict[int, int], key: int) -> int:

@@ -16,10 +16,10 @@ from naysay.records import Message
 WORDS_PER_SHINGLE = 3
 # Chinese and Japanese put no space between words: there each character counts as one.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-_TOKEN_BITS = 52
-_TOKEN = np.uint64((1 << _TOKEN_BITS) - 1)
-_ROW_SHIFT = np.uint64(_TOKEN_BITS)
-_BATCH = 1 << (64 - _TOKEN_BITS)
+TOKEN_BITS = 52
+_TOKEN = np.uint64((1 << TOKEN_BITS) - 1)
+_ROW_SHIFT = np.uint64(TOKEN_BITS)
+_BATCH = 1 << (64 - TOKEN_BITS)
 """Texts at a time: the number of a text in its batch stands before the bits of its tokens while they are sorted."""
 _BATCH_BYTES = 1 << 17
 """At a time, of texts: all arrays about them stay in a cache of a megabyte."""
@@ -132,7 +132,7 @@ def _batch_tokens(data: bytes, ends: np.ndarray, text: Callable[[int], str]) -> 
     words, counts = _words(data, ends)
     sizes = np.maximum(counts - (WORDS_PER_SHINGLE - 1), 1)
     keyed = _shingles(words, counts)
-    keyed >>= np.uint64(64 - _TOKEN_BITS)
+    keyed >>= np.uint64(64 - TOKEN_BITS)
     keyed |= np.repeat(np.arange(len(counts), dtype=np.uint64) << _ROW_SHIFT, counts)
     # Where no shingle begins: what is largest comes last, to be cut off.
     last = np.cumsum(counts) - 1
@@ -191,7 +191,7 @@ def _shingles(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _empty_key(row: int, text: str) -> int:
     """Of a text without words, by its digest."""
-    return row << _TOKEN_BITS | int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - _TOKEN_BITS)
+    return row << TOKEN_BITS | int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - TOKEN_BITS)
 
 
 def _plain(text: str | bytes) -> bytes:
