@@ -40,7 +40,7 @@ def lay_aside(folder: Path, prompts: list[str]) -> tuple[Task, list[Any]]:
                     row = ParsedRow(({"role": "user", "content": prompt},), answers, None, '"split":"dev","kind":"x"}')
                     writers[place % 2].add(place + 1, row)
                 else:
-                    writers[answer].add_usual(place + 1, prompt, f'never "{answer}"', chosen)
+                    writers[answer].add_usual([(place + 1, (prompt, f'never "{answer}"', chosen))])
             if place % 7 == 0:
                 writers[place % 2].write_run()
         for writer in writers:

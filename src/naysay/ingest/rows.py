@@ -6,8 +6,10 @@ it. Such rows lie in columns, their answers as the records will say them; any ot
 
 from array import array
 from binascii import hexlify, unhexlify
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ import orjson
 from orjson import dumps
 
 from naysay.artifacts.spill import RunIndex, RunWriter, pack, read_runs, unpack
-from naysay.ingest.formats import ParsedAnswer, ParsedRow
+from naysay.ingest.formats import ParsedAnswer, ParsedRow, PlainRow
 
 KEYS, NUMBERS, CONTENTS, NEGATIVES, ACCEPTABLE, OTHERS = COLUMNS = (
     "keys",
@@ -59,62 +61,56 @@ _USUAL_NEGATIVE, _USUAL_ACCEPTABLE = (
 )
 
 
-class _Bucket(NamedTuple):
-    """What a run has for one bucket, in the order of COLUMNS; `numbers` has four a row."""
-
-    keys: list[bytes]
-    numbers: list[int]
-    contents: list[bytes]
-    negatives: list[bytes]
-    acceptable: list[bytes]
-    others: list[SpreadRow]
-
-    def packed(self) -> tuple[bytes, ...]:
-        keys, numbers, *texts, others = self
-        data = (b"".join(keys), array("Q", numbers).tobytes(), *map(b"".join, texts))
-        return (*data, pack(others) if others else b"")
+_Usual = tuple[int, bytes, bytes, bytes, bytes]
+"""(line, prompt, content, record of the rejected answer, of the chosen one or nothing)."""
+_FIRST_DIGITS = [f"{byte:02x}" for byte in range(256)]
+_new_sha256 = sha256().copy
+"""A digest to begin with: sooner made than `sha256()`, which looks for its algorithm each time."""
 
 
 class RowWriter:
     """Writes rows to buckets, a run at a time; several processes may, each with its `writer` number."""
 
     def __init__(self, folder: Path, name: str, bits: int, writer: int = 0):
-        self._count = 1 << bits
         self._bits = bits
         with ExitStack() as stack:
-            self._files = [
-                stack.enter_context(closing(RunWriter(folder, f"{name}-{column}", self._count, writer)))
-                for column in COLUMNS
-            ]
+            files = (RunWriter(folder, f"{name}-{column}", 1 << bits, writer) for column in COLUMNS)
+            self._files = [stack.enter_context(closing(file)) for file in files]
             self._open = stack.pop_all()
         self._begin()
 
     def _begin(self) -> None:
-        self._buckets = [_Bucket([], [], [], [], [], []) for _ in range(self._count)]
-        self._bucket_of = {f"{byte:02x}": self._buckets[byte >> (8 - self._bits)] for byte in range(256)}
+        self._buckets: list[tuple[list[_Usual], list[SpreadRow]]] = [([], []) for _ in range(1 << self._bits)]
+        shift = 8 - self._bits
+        self._bucket_of = {digits: self._buckets[byte >> shift] for byte, digits in enumerate(_FIRST_DIGITS)}
 
-    def add_usual(self, line: int, prompt: str, rejected: str, chosen: str | None) -> None:
-        """Add a row with one message of the user; `chosen` is another text than `rejected`."""
-        # What `dumps` gives lies in a kilobyte that was cut off, and costs time as long as it is kept: only slices are.
-        messages = dumps(({"content": prompt, "role": "user"},))
-        digest = sha256(messages).hexdigest()[:ID_DIGITS]
-        key, prompt_id = digest.encode(), "p-" + digest
-        keys, numbers, contents, negatives, acceptable, _ = self._bucket_of[digest[:2]]
-        data = dumps((prompt_id, rejected))
-        answer = sha256(data).hexdigest()[:ID_DIGITS].encode()
-        negative = _USUAL_NEGATIVE % (answer, key, data[_BEFORE_TEXT:-1])
-        content = messages[_BEFORE_CONTENT:-_AFTER_CONTENT]
-        if chosen is None:
-            numbers += (line, len(content), len(negative), 0)
-        else:
-            data = dumps((prompt_id, chosen))
-            answer = sha256(data).hexdigest()[:ID_DIGITS].encode()
-            other = _USUAL_ACCEPTABLE % (answer, key, data[_BEFORE_TEXT:-1])
-            numbers += (line, len(content), len(negative), len(other))
-            acceptable.append(other)
-        keys.append(key)
-        contents.append(content)
-        negatives.append(negative)
+    def add_usual(self, rows: Iterable[tuple[int, PlainRow]]) -> None:
+        """Add rows of which each has one message of the user, and another chosen answer than the rejected one.
+
+        Args:
+            rows: their lines and texts.
+        """
+        bucket_of = self._bucket_of
+        for line, (prompt, rejected, chosen) in rows:
+            # What `dumps` gives lies in a kilobyte that was cut off, and costs time as long as it is kept: only slices
+            # are.
+            messages = dumps(({"content": prompt, "role": "user"},))
+            hashed = _new_sha256()
+            hashed.update(messages)
+            digest = hashed.hexdigest()[:ID_DIGITS]
+            key, prompt_id = digest.encode(), "p-" + digest
+            data = dumps((prompt_id, rejected))
+            hashed = _new_sha256()
+            hashed.update(data)
+            negative = _USUAL_NEGATIVE % (hashed.hexdigest()[:ID_DIGITS].encode(), key, data[_BEFORE_TEXT:-1])
+            other = b""
+            if chosen is not None:
+                data = dumps((prompt_id, chosen))
+                hashed = _new_sha256()
+                hashed.update(data)
+                other = _USUAL_ACCEPTABLE % (hashed.hexdigest()[:ID_DIGITS].encode(), key, data[_BEFORE_TEXT:-1])
+            content = messages[_BEFORE_CONTENT:-_AFTER_CONTENT]
+            bucket_of[digest[:2]][0].append((line, key, content, negative, other))
 
     def add(self, line: int, row: ParsedRow) -> None:
         """Add any row."""
@@ -126,12 +122,12 @@ class RowWriter:
             about = (answer.rejected, answer.field, answer.category, _rest(answer))
             answers += [sha256(data).hexdigest()[:ID_DIGITS].encode(), data[_BEFORE_TEXT:-1], about]
         about = (row.split, row.kind, row.chosen_context_differs)
-        others = self._bucket_of[key[:2]].others
+        others = self._bucket_of[key[:2]][1]
         others.append((key.encode(), line, dumps(row.messages), about if any(about) else None, *answers))
 
     def write_run(self) -> None:
         """Write what was added since the last time."""
-        columns = zip(*(bucket.packed() for bucket in self._buckets), strict=True)
+        columns = zip(*(_packed(*bucket) for bucket in self._buckets), strict=True)
         for file, parts in zip(self._files, columns, strict=True):
             file.append(parts)
         self._begin()
@@ -142,6 +138,16 @@ class RowWriter:
     def indexes(self) -> dict[str, RunIndex]:
         """Where in the files the runs are, by column."""
         return {column: file.index() for column, file in zip(COLUMNS, self._files, strict=True)}
+
+
+def _packed(usual: list[_Usual], others: list[SpreadRow]) -> tuple[bytes, ...]:
+    """What a run has for a bucket, in the order of COLUMNS."""
+    last = pack(others) if others else b""
+    if not usual:
+        return (*[b""] * (len(COLUMNS) - 1), last)
+    lines, keys, *texts = zip(*usual, strict=True)
+    numbers = zip(lines, *(map(len, column) for column in texts), strict=True)
+    return b"".join(keys), array("Q", chain.from_iterable(numbers)).tobytes(), *map(b"".join, texts), last
 
 
 class Rows(NamedTuple):

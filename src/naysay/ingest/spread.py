@@ -14,7 +14,7 @@ from naysay.errors import DataError
 from naysay.ingest.columns import Columns, find_columns
 from naysay.ingest.doubts import Doubts
 from naysay.ingest.embedded import Source
-from naysay.ingest.formats import ParsedRow, PlainReader, parse_row, plain_reader
+from naysay.ingest.formats import ParsedRow, PlainReader, PlainRow, parse_row, plain_reader
 from naysay.ingest.rows import USUAL_REST, About, RowWriter
 from naysay.inputs.conversations import RowError
 from naysay.inputs.readers import RawRow, RowReader, Span
@@ -109,6 +109,7 @@ def spread(
 def _add(
     rows: Iterable[RawRow], source: Source, columns: Columns, plain: PlainReader, out: RowWriter, result: Spread
 ) -> None:
+    usual: list[tuple[int, PlainRow]] = []
     for raw in rows:
         result.rows += 1
         if source.columns and isinstance(raw.value, dict):
@@ -116,12 +117,13 @@ def _add(
         texts = plain(raw[1])
         # A chosen answer that is the rejected one is not usual at all.
         if texts and texts[1] != texts[2]:
-            out.add_usual(raw[0], *texts)
+            usual.append((raw[0], texts))
             continue
         try:
             out.add(raw.line, _parse(source, columns, raw))
         except RowError as error:
             result.unreadable.add(raw.line, error)
+    out.add_usual(usual)
 
 
 def usual_about(columns: Columns) -> tuple[About, About]:
