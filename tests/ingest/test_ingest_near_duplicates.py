@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from ingest.near import Shingles, index, shingles
+from naysay.ingest import near_duplicates
 from naysay.ingest.near_duplicates import PARTS, PrefixWriter, find_repeated
 from naysay.inputs.shingles import json_shingle_tokens, prompt_text, shingle_tokens
 
@@ -80,6 +81,25 @@ def test_close_to_is_that_of_all_pairs(sets: dict[str, Shingles], threshold: flo
     keys, others = list(sets)[:cut], list(sets)[cut:]
     expected = {key for key in keys if any(jaccard(sets[key], sets[other]) >= threshold for other in others)}
     assert NearDuplicates(sets, threshold).close_to(keys, others) == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_sets_of_which_few_fit_in_memory(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"_PAIRS_AT_A_TIME": 3, "_SHINGLES_AT_A_TIME": 20, "_KEPT_SETS": 5, "_KEPT_PAIRS": 4, "_BLOCK": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(near_duplicates, name, value)
+    draw = random.Random(seed)
+    templates = [draw.sample("abcdefghijklmnop", 9) for _ in range(4)]
+    sets = {
+        f"k{number:02}": frozenset([*draw.choice(templates), *draw.choices("uvwxyz", k=draw.randint(0, 4))])
+        for number in range(80)
+    }
+    clusters = NearDuplicates(sets, 0.7).clusters(list(sets))
+    assert {frozenset(group) for group in clusters} == brute_clusters(sets, 0.7)
+    keys, others = [*sets][::3], [name for name in sets if name not in [*sets][::3]]
+    expected = {key for key in keys if any(jaccard(sets[key], sets[other]) >= 0.9 for other in others)}
+    assert 0 < len(expected) < len(keys)
+    assert NearDuplicates(sets, 0.9).close_to(keys, others) == expected
 
 
 def test_shingles_by_hand() -> None:

@@ -7,13 +7,12 @@ compared. Unlike MinHash it misses no pair, so "no held-out prompt is a near-dup
 always, not just mostly.
 
 The shingles and the prefixes are on disk. The prefixes lie in parts by shingle, so that a part holds all prompts that
-could meet in it; in memory there is one part at a time, and a place in a file for each prompt.
+could meet in it; in memory there is one part at a time, and the number of shingles of each prompt.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,12 @@ PARTS = 64
 """A power of two: the lowest bits of a shingle are the number of its part."""
 _SAMPLE_BITS = 20
 _RARE = 3
-_KEPT_SETS = 1024
+_KEPT_SETS = 4096
 _KEPT_PAIRS = 1_000_000
+_PAIRS_AT_A_TIME, _SHINGLES_AT_A_TIME = 1 << (64 - TOKEN_BITS), 1 << 17
+_BLOCK = 32
+_HALF = 32
+"""Bits of the number of a prompt in the number of a pair."""
 _POSTING = np.dtype([("token", "<u8"), ("bucket", "<u4"), ("place", "<u4")])
 
 
@@ -149,8 +152,9 @@ class NearDuplicates:
         self._starts = np.cumsum([0, *counts])
         self._sizes = sizes
         self._sets = ArrayReader(folder, "shingles", np.uint64)
-        self._set = lru_cache(_KEPT_SETS)(self._read_set)
-        self._different: set[tuple[int, int]] = set()
+        blocks = np.add.reduceat(sizes, np.arange(0, len(sizes), _BLOCK), dtype=np.int64)
+        self._block_starts = np.cumsum(blocks) - blocks
+        self._kept: dict[int, bytes] = {}
         self._found = {*found}
 
     def close(self) -> None:
@@ -164,44 +168,61 @@ class NearDuplicates:
             the first member of each prompt's component, by prompt; of prompts that are no members, themselves.
         """
         first = np.arange(len(members), dtype=np.uint32)
-        parent: dict[int, int] = {}
-        for group in self._groups(members):
-            # Root -> members. One match joins a whole cluster, so a thousand copies of a template cost a thousand
-            # comparisons, not a million.
-            clusters: dict[int, list[int]] = {}
-            for item in group:
-                joined = [item]
-                for other, known in list(clusters.items()):
-                    if _root(parent, other) == _root(parent, item) or any(self._similar(item, key) for key in known):
-                        _join(parent, other, item)
-                        joined += clusters.pop(other)
-                clusters.setdefault(_root(parent, item), []).extend(joined)
-        for item in parent:
-            first[item] = _root(parent, item)
+
+        def join(items: np.ndarray, others: np.ndarray) -> None:
+            for pair in zip(items.tolist(), others.tolist(), strict=True):
+                low, high = sorted(_root(first, item) for item in pair)
+                first[high] = low
+
+        # A match joins whole clusters, within which nothing is compared: a thousand copies of a template cost a
+        # thousand comparisons, not a million.
+        self._compare(members, lambda items: _roots(first, items), join)
+        _roots(first, np.flatnonzero(first != np.arange(len(first), dtype=np.uint32)))
         return first
 
     def close_to(self, keys: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Which of `keys` are a near-duplicate of any of `others`: masks, with no prompt in common."""
-        close = np.zeros(len(keys), dtype=bool)
+        close, open_ = np.zeros(len(keys), dtype=bool), keys | others
         if not keys.any() or not others.any():
             return close
-        for group in self._groups(keys | others):
-            near = [item for item in group if others[item]]
-            for item in group:
-                close[item] = close[item] or (keys[item] and any(self._similar(item, other) for other in near))
+
+        def found(low: np.ndarray, high: np.ndarray) -> None:
+            near = np.where(keys[low], low, high)
+            close[near], open_[near] = True, False
+
+        self._compare(open_, lambda items: keys[items], found)
         return close
 
-    def _groups(self, members: np.ndarray) -> Iterator[list[int]]:
-        """The members that have a shingle of their prefixes in common, for each such shingle, in ascending order."""
+    def _compare(
+        self,
+        members: np.ndarray,
+        label: Callable[[np.ndarray], np.ndarray],
+        found: Callable[[np.ndarray, np.ndarray], None],
+    ) -> None:
+        """Find the near-duplicates among `members` that have different labels.
+
+        Prompts meet in groups: those with a shingle of their prefixes in common. In each round the first of each group
+        is compared with the others of it, and then leaves it. `found` is told of the pairs, and may change labels and
+        members for the rounds to come.
+        """
         for part in range(PARTS):
-            self._different.clear()
             tokens, items = self._repeated(part)
-            chosen = members[items]
-            tokens, items = tokens[chosen], items[chosen].tolist()
-            ends = [*(np.flatnonzero(tokens[1:] != tokens[:-1]) + 1).tolist(), len(items)]
-            for start, end in zip([0, *ends], ends, strict=False):
-                if end - start > 1:
-                    yield sorted(items[start:end])
+            different: set[int] = set()
+            while len(items):
+                stay = members[items]
+                tokens, items = tokens[stay], items[stay]
+                labels = label(items)
+                stay = _undecided(tokens, labels)
+                tokens, items, labels = tokens[stay], items[stay], labels[stay]
+                starts = _starts(tokens)
+                sizes = np.diff(starts, append=len(tokens))
+                other = labels != np.repeat(labels[starts], sizes)
+                pairs = _pairs(items[other], np.repeat(items[starts], sizes)[other], different)
+                similar = self._similar(*pairs)
+                found(*(side[similar] for side in pairs))
+                if len(different) < _KEPT_PAIRS:
+                    different.update(_pair_numbers(*(side[~similar] for side in pairs)).tolist())
+                tokens, items = np.delete(tokens, starts), np.delete(items, starts)
 
     def _repeated(self, part: int) -> tuple[np.ndarray, np.ndarray]:
         """The shingles of a part that more than one prompt has in its prefix, ascending, and the prompts."""
@@ -211,24 +232,57 @@ class NearDuplicates:
         postings = read_arrays(self._folder, "repeated", part, _POSTING)
         return postings["token"], self._starts[postings["bucket"]] + postings["place"]
 
-    def _similar(self, item: int, other: int) -> bool:
-        small, large = sorted((int(self._sizes[item]), int(self._sizes[other])))
-        if small / large < self.threshold:
-            return False
-        pair = (min(item, other), max(item, other))
-        if pair in self._different:
-            return False
-        shared = len(self._set(item) & self._set(other))
-        if shared / (small + large - shared) >= self.threshold:
-            return True
-        if len(self._different) < _KEPT_PAIRS:
-            self._different.add(pair)
-        return False
+    def _similar(self, items: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Which of these pairs are near-duplicates."""
+        one, two = (self._sizes[side].astype(np.int64) for side in (items, others))
+        both = one + two
+        similar = np.minimum(one, two) / np.maximum(one, two) >= self.threshold
+        chosen = np.flatnonzero(similar)
+        ends = np.cumsum(both[chosen])
+        start = done = 0
+        while start < len(chosen):
+            fit = int(np.searchsorted(ends, done + _SHINGLES_AT_A_TIME, side="right"))
+            stop = min(max(fit, start + 1), start + _PAIRS_AT_A_TIME)
+            some = chosen[start:stop]
+            shared = self._shared(items[some], others[some], both[some])
+            similar[some] = shared / (both[some] - shared) >= self.threshold
+            start, done = stop, int(ends[stop - 1])
+        return similar
 
-    def _read_set(self, item: int) -> frozenset[int]:
-        bucket = int(np.searchsorted(self._starts, item, side="right")) - 1
-        start, size = int(self._sizes[self._starts[bucket] : item].sum()), int(self._sizes[item])
-        return frozenset(self._sets.read(bucket, start, size).tolist())
+    def _shared(self, items: np.ndarray, others: np.ndarray, both: np.ndarray) -> np.ndarray:
+        """How many shingles the two of each pair have in common; `both` is how many they have."""
+        pairs = np.stack([items, others], axis=1).ravel()
+        self._read_sets(np.unique(pairs))
+        tokens = np.frombuffer(b"".join([self._kept[item] for item in pairs.tolist()]), np.uint64)
+        # The number of the pair before the bits of a token: what is twice there is shared.
+        shift = np.uint64(TOKEN_BITS)
+        keyed = np.repeat(np.arange(len(items), dtype=np.uint64) << shift, both)
+        keyed |= tokens
+        keyed.sort()
+        twice = keyed[1:][keyed[1:] == keyed[:-1]] >> shift
+        return np.bincount(twice.astype(np.int64), minlength=len(items))
+
+    def _read_sets(self, items: np.ndarray) -> None:
+        """Have the shingles of these prompts (ascending) in memory."""
+        missing = [item for item in items.tolist() if item not in self._kept]
+        if len(self._kept) + len(missing) > _KEPT_SETS:
+            self._kept.clear()
+            missing = items.tolist()
+        if not missing:
+            return
+        at = np.array(missing)
+        bucket = np.searchsorted(self._starts, at, side="right") - 1
+        start = self._shingles_before(at) - self._shingles_before(self._starts[bucket])
+        for item, *stretch in zip(missing, bucket.tolist(), start.tolist(), self._sizes[at].tolist(), strict=True):
+            self._kept[item] = self._sets.read(*stretch).tobytes()
+
+    def _shingles_before(self, items: np.ndarray) -> np.ndarray:
+        """How many shingles all prompts before each of these have."""
+        # Sums for every prompt would be most of what is in memory here; those before each block are hardly any.
+        block = items // _BLOCK
+        inside = (block * _BLOCK)[:, None] + np.arange(_BLOCK)
+        sizes = self._sizes.take(inside, mode="clip")
+        return self._block_starts[block] + np.where(inside < items[:, None], sizes, 0).sum(axis=1, dtype=np.int64)
 
 
 def _entry(tokens: np.ndarray) -> np.ndarray:
@@ -236,14 +290,44 @@ def _entry(tokens: np.ndarray) -> np.ndarray:
     return ((tokens >> np.uint64(int(math.log2(PARTS)))) & np.uint64((1 << _SAMPLE_BITS) - 1)).view(np.int64)
 
 
-def _root(parent: dict[int, int], key: int) -> int:
-    while (above := parent.get(key, key)) != key:
-        parent[key] = parent.get(above, above)
-        key = above
-    return key
+def _starts(tokens: np.ndarray) -> np.ndarray:
+    """Where each group of equal tokens starts."""
+    new = np.ones(len(tokens), dtype=bool)
+    np.not_equal(tokens[1:], tokens[:-1], out=new[1:])
+    return np.flatnonzero(new)
 
 
-def _join(parent: dict[int, int], one: int, other: int) -> None:
-    """The smaller root of the two stands for both."""
-    low, high = sorted((_root(parent, one), _root(parent, other)))
-    parent[high] = low
+def _undecided(tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which are in a group of equal tokens that has different labels."""
+    if not len(tokens):
+        return np.zeros(0, dtype=bool)
+    starts = _starts(tokens)
+    differ = np.minimum.reduceat(labels, starts) != np.maximum.reduceat(labels, starts)
+    return np.repeat(differ, np.diff(starts, append=len(tokens)))
+
+
+def _pairs(items: np.ndarray, others: np.ndarray, known: set[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct pairs, the smaller number first, without those whose numbers are known; in ascending order."""
+    numbers = np.unique(_pair_numbers(np.minimum(items, others), np.maximum(items, others)))
+    if known:
+        numbers = numbers[[number not in known for number in numbers.tolist()]]
+    return numbers >> _HALF, numbers & ((1 << _HALF) - 1)
+
+
+def _pair_numbers(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return low << _HALF | high
+
+
+def _root(first: np.ndarray, item: int) -> int:
+    while (above := int(first[item])) != item:
+        item = above
+    return item
+
+
+def _roots(first: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """The roots of these; they are found sooner the next time."""
+    roots = first[items]
+    while (first[roots] != roots).any():
+        roots = first[roots]
+    first[items] = roots
+    return roots

@@ -121,11 +121,14 @@ def group_draws(seed: int, groups: Sequence[tuple[str, str]]) -> np.ndarray:
 
 def _place(first: np.ndarray, members: np.ndarray, asked: np.ndarray, draw: np.ndarray, data: DataConfig) -> np.ndarray:
     """The split of each cluster, at the number of its first member."""
-    size = np.zeros(len(first), np.uint32)
-    np.add.at(size, first[members], 1)
+    size, wish = members.astype(np.uint32), np.where(members, asked, ANY).astype(np.uint8)
+    # Few are not the first of their cluster, and those are members.
+    joined = np.flatnonzero(first != np.arange(len(first), dtype=first.dtype))
+    size[joined] = 0
+    np.add.at(size, first[joined], np.uint32(1))
     # What joins a prompt that asks for a split must not be on the other side of it.
-    wish = np.full(len(first), ANY, np.uint8)
-    np.minimum.at(wish, first[members], asked[members])
+    np.minimum.at(wish, first[joined], asked[joined])
+    wish[joined] = ANY
     split = _drawn(wish, draw, data)
     return _fill_empty(_Clusters(size, draw, wish, split), data)
 
