@@ -19,6 +19,19 @@ def test_a_reference_that_is_not_there_is_named_by_its_key(tmp_path):
     check_settings(load_config(None, [f"references.positive={tmp_path}"]))
 
 
+def test_a_device_that_is_not_there_is_said_first():
+    with pytest.raises(ModelError, match=r"model\.device: 'cuda:77' is not usable here"):
+        check_settings(load_config(None, ["model.device=cuda:77"]))
+
+
+def test_target_modules_that_the_model_lacks_are_said_first(tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path)
+    model = f"model.name={tmp_path}"
+    with pytest.raises(ModelError, match=r"the adapter does not fit the model \(.*nothing_proj.*set training\.lora"):
+        check_settings(load_config(None, [model, "training.lora.target_modules=[nothing_proj]"]))
+    check_settings(load_config(None, [model, "training.lora.target_modules=[q_proj]"]))
+
+
 def test_a_judge_that_is_not_there_is_named_by_its_key(tmp_path):
     with pytest.raises(InputNotFoundError, match=r"judges\.0: model .*nowhere"):
         check_settings(load_config(None, [f"judges=[{{kind: guard, guard: wildguard, model: {tmp_path}/nowhere}}]"]))

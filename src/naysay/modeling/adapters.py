@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from naysay.config.model import ModelConfig
 from naysay.config.references import INITIAL as INITIAL
 from naysay.config.training import LoraSettings
 from naysay.errors import ModelError
-from naysay.modeling.loading import load_model, resolve
+from naysay.modeling.loading import empty_model, load_model, resolve
 
 
 def lora_config(settings: LoraSettings) -> Any:
@@ -41,6 +43,16 @@ def add_adapter(model: Any, settings: Any) -> Any:
             f"the adapter does not fit the model ({' '.join(str(error).split())[:160]}); "
             "set training.lora.target_modules (target_modules of your peft_config) to modules that it has"
         ) from error
+
+
+def check_fit(model: ModelConfig, settings: LoraSettings) -> None:
+    """Check an adapter against the model's architecture; weights are neither read nor held.
+
+    Raises:
+        InputNotFoundError, ModelError: there is no such model, or it has none of the target modules.
+    """
+    with torch.device("meta"):
+        add_adapter(empty_model(model), lora_config(settings))
 
 
 def load_reference(name: str, policy: ModelConfig, initial: Any) -> Any:

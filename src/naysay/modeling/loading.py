@@ -108,6 +108,24 @@ def load_model(model: ModelConfig) -> Any:
     return loaded.to(device).eval()
 
 
+def empty_model(model: ModelConfig) -> Any:
+    """The causal LM without its weights: on the device `meta`.
+
+    Raises:
+        InputNotFoundError, ModelError: there is no such model, or it is no causal LM.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = resolve(model.name, model.revision)
+    try:
+        with torch.device("meta"), quiet_loading():
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except _LOAD_ERRORS as error:
+        raise ModelError(
+            f"model {model.name!r}: the config.json of {folder} is not that of a causal LM: {_line(error)}"
+        ) from error
+
+
 def check_context(config: Any, model: ModelConfig) -> None:
     """Raises ModelError where `model.max_length` is beyond the model's context."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)

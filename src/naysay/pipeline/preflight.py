@@ -2,8 +2,10 @@
 
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import read_records
+from naysay.config.model import ModelConfig
 from naysay.config.references import INITIAL
 from naysay.config.run import RunConfig
+from naysay.config.training import LoraSettings
 from naysay.errors import DataError, ModelError, NaysayError
 from naysay.records import Acceptable, Prompt
 
@@ -12,11 +14,21 @@ def check_settings(config: RunConfig) -> None:
     """Check what needs a library or the disk to be checked; those are loaded only where there is something to check.
 
     Raises:
+        ModelError: `model.device` is not there, or `training.lora.target_modules` fit no module of the model.
         ConfigError: `training.trainer_args` has an unknown name or an impossible value.
         InputNotFoundError, ModelError: `references.*` names a model that is not there.
         ConfigError, InputNotFoundError: a judge lacks its package, its key, its folder or its model.
         InputNotFoundError, DataError: a file of `evaluation.suites` is not there or cannot be used.
     """
+    if config.model.device != ModelConfig.model_fields["device"].default:
+        from naysay.modeling.loading import pick_device
+
+        pick_device(config.model.device)
+    lora = config.training.lora
+    if lora.target_modules != LoraSettings.model_fields["target_modules"].default:
+        from naysay.modeling.adapters import check_fit
+
+        check_fit(config.model, lora)
     if config.training.trainer_args:
         from naysay.training.config import check_trainer_args
 
