@@ -93,14 +93,6 @@ def limit_prompts(
     return np.sort(chosen[kept])
 
 
-def likely_split(with_negatives: np.ndarray, asked: np.ndarray, draw: np.ndarray, data: DataConfig) -> np.ndarray:
-    """The code of the split that each prompt has if no other is near it, as almost all have: known before they are
-    compared. A prompt without a rejected answer is in BENIGN or removed, the others never are in BENIGN."""
-    split = _drawn(asked, draw, data)
-    split[~with_negatives] = BENIGN
-    return split
-
-
 def _drawn(asked: np.ndarray, draw: np.ndarray, data: DataConfig) -> np.ndarray:
     split = np.full(len(draw), TRAIN, np.uint8)
     split[draw < data.heldout_fraction + data.dev_fraction] = DEV
