@@ -25,7 +25,7 @@ EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 1024
 _CHUNK_BYTES = 1 << 20
-_READ_MEANWHILE = 24 << 20
+_READ_MEANWHILE = 64 << 20
 _COMPRESSION = 4
 """How much smaller text gets in a compressed file, about."""
 # csv's default of 128 KiB a field is below what a long conversation needs; a C long on Windows holds no more than this.
