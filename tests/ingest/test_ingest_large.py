@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from naysay.errors import DataError
 from naysay.ingest import read, spread, stage
 from naysay.ingest.columns import find_columns
 from naysay.ingest.formats import ParsedAnswer, parse_row, plain_reader
-from naysay.ingest.second_process import SecondProcess
+from naysay.ingest.second_process import SecondProcess, share
 from naysay.inputs.conversations import RowError
 from naysay.inputs.readers import RawRow, RowReader
 
@@ -77,6 +78,7 @@ def many_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "LARGE_FILE_BYTES", 1 << 12)
+    monkeypatch.setattr(read, "SPAN_BYTES", 1 << 14)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
 
@@ -175,16 +177,42 @@ def test_a_second_process_that_dies_is_an_error() -> None:
             wait()
 
 
-def test_halves_and_chosen_lines_of_json_lines(tmp_path: Path) -> None:
+def test_spans_and_chosen_lines_of_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf1\n\n22\n333\nx\n\n55555\n6")
     reader = RowReader(path)
-    halves = reader.halves()
-    assert halves is not None
-    rows = [[(raw.line, raw.value) for batch in reader.batches(half) for raw in batch] for half in halves]
-    assert rows == [[(1, 1), (3, 22), (4, 333)], [(5, "x"), (7, 55555), (8, 6)]]
+    for size, expected in (
+        (11, [[(1, 1), (3, 22), (4, 333)], [(5, "x"), (7, 55555), (8, 6)]]),
+        (4, [[(1, 1)], [(3, 22), (4, 333)], [(5, "x"), (7, 55555)], [(8, 6)]]),
+        (100, [[(1, 1), (3, 22), (4, 333), (5, "x"), (7, 55555), (8, 6)]]),
+    ):
+        spans = reader.spans(size)
+        rows = [[(raw.line, raw.value) for batch in reader.batches(span) for raw in batch] for span in spans]
+        assert rows == expected
     assert [raw.value for raw in reader.select([1, 4, 5, 8])] == [1, 333, "x", 6]
     assert list(reader.select([])) == []
     (tmp_path / "rows.json").write_text("[1, 2, 3]", encoding="utf-8")
-    assert RowReader(tmp_path / "rows.json").halves() is None
+    assert RowReader(tmp_path / "rows.json").spans(1) == []
     assert [raw.value for raw in RowReader(tmp_path / "rows.json").select([1, 3])] == [1, 3]
+
+
+def test_shared_work_comes_back_in_order_and_the_first_error_counts() -> None:
+    told: list[tuple[int, int]] = []
+    with SecondProcess() as second:
+        found = share(second, sized, range(40), arrived=told.append, factor=3)
+        assert [number for number, _ in found] == [3 * item for item in range(40)]
+        assert {writer for _, writer in found} == {0, 1}
+        assert sorted(told) == [item for item in found if item[1]]
+        with pytest.raises(DataError, match="item 4"):
+            share(second, failing, range(4, 40))
+        assert share(None, sized, [2], factor=1) == [(2, 0)]
+
+
+def sized(item: int, *, writer: int, factor: int) -> tuple[int, int]:
+    time.sleep(0.01)
+    return factor * item, writer
+
+
+def failing(item: int, *, writer: int) -> None:
+    time.sleep(0.05 if item == 4 else 0.01)
+    raise DataError(f"item {item}")

@@ -49,9 +49,9 @@ def lay_aside(folder: Path, prompts: list[str]) -> tuple[Task, list[Any]]:
         indexes = [writer.indexes() for writer in writers]
         found.append(Rows(folder, name, {column: [index[column] for index in indexes] for column in COLUMNS}))
     task = Task(folder, (found[0], found[1]), ("rows.jsonl", "b.jsonl"), (ABOUT, ABOUT), 0, DataConfig(path="x"))
-    first, weights = gather(task, [0], weights=None, writer=0)
-    odd, _ = gather(task, [1, 3], weights=weights, writer=1)
-    even, _ = gather(task, [2], weights=weights, writer=0)
+    first, weights = gather([0], task=task, weights=None, writer=0)
+    odd, _ = gather([1, 3], task=task, weights=weights, writer=1)
+    even, _ = gather([2], task=task, weights=weights, writer=0)
     return task, [*first, odd[0], *even, odd[1]]
 
 

@@ -3,6 +3,7 @@
 import marshal
 from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -65,9 +66,10 @@ class RunWriter:
     be one of hundreds that are open at a time, and written a little at a time."""
 
     def __init__(self, folder: Path, name: str, parts: int, writer: int = 0):
-        self._parts, self._writer = parts, writer
+        self._parts = parts
         self._sizes = array("Q")
         self._pack = PackWriter(folder, name, writer)
+        self._start = self._pack.size()
 
     def append(self, parts: Sequence[bytes]) -> None:
         self._sizes.extend(map(len, parts))
@@ -77,23 +79,27 @@ class RunWriter:
         self._pack.close()
 
     def index(self) -> "RunIndex":
-        sizes = np.array(self._sizes, np.uint64).reshape(-1, self._parts)
-        return RunIndex(self._writer, sizes)
+        return RunIndex(self._pack.writer, self._start, np.array(self._sizes, np.uint64).reshape(-1, self._parts))
 
 
 class RunIndex(NamedTuple):
-    """How many bytes each part has in each run of a writer: (runs, parts)."""
+    """Which runs one `RunWriter` appended: where in the file of the writer they begin, and how many bytes each part has in
+    each run: (runs, parts)."""
 
     writer: int
+    start: int
     sizes: np.ndarray
 
 
 def read_runs(folder: Path, name: str, indexes: Sequence[RunIndex], part: int) -> bytes:
-    """All of a part, writer by writer, each in the order of writing."""
+    """All of a part, in the order of the indexes, each in the order of writing."""
     found: list[bytes] = []
-    for writer, sizes in indexes:
-        starts = np.cumsum(sizes.sum(axis=1)) - sizes[:, part:].sum(axis=1)
-        with _pack(folder, name, writer).open("rb", buffering=0) as file:
+    with ExitStack() as stack:
+        files: dict[int, FileIO] = {}
+        for writer, first, sizes in indexes:
+            if writer not in files:
+                files[writer] = stack.enter_context(_pack(folder, name, writer).open("rb", buffering=0))
+            file, starts = files[writer], first + np.cumsum(sizes.sum(axis=1)) - sizes[:, part:].sum(axis=1)
             for start, size in zip(starts.tolist(), sizes[:, part].tolist(), strict=True):
                 if size:
                     file.seek(start)
@@ -117,6 +123,10 @@ class PackWriter:
         self.folder, self.writer = folder, writer
         with explain_storage_errors(folder):
             self._file = _pack(folder, name, writer).open("ab", buffering=0)
+
+    def size(self) -> int:
+        """Bytes in the file of this writer so far."""
+        return self._file.tell()
 
     def append(self, data: bytes) -> Piece:
         start = self._file.tell()

@@ -92,9 +92,9 @@ def merged_name(source: str, kind: str) -> str:
 
 
 def gather(
-    task: Task,
     buckets: Iterable[int],
     *,
+    task: Task,
     weights: np.ndarray | None,
     writer: int,
     lengths: LengthCheck | None = None,
@@ -102,8 +102,8 @@ def gather(
     """Merge the rows of buckets, prompt by prompt, and write down what is known of them and their shingles.
 
     Args:
-        task: where the rows are, and the settings.
         buckets: their numbers.
+        task: where the rows are, and the settings.
         weights: how frequent shingles are; None: the first bucket is the sample that says so.
         writer: who writes: no two processes may have the same number.
         lengths: None: lengths are not checked.

@@ -2,11 +2,10 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,12 +17,15 @@ from naysay.ingest.embedded import Source
 from naysay.ingest.gather import ABOUT, BENIGN, DATA, FACTS, Bucket, Task, gather
 from naysay.ingest.merge import LengthCheck, Tally
 from naysay.ingest.rows import COLUMNS, Rows
-from naysay.ingest.second_process import SecondProcess
+from naysay.ingest.second_process import SecondProcess, share
 from naysay.ingest.spread import Watch, bucket_bits, look_at_columns, spread, usual_about
 from naysay.inputs.readers import RowReader
 
 LARGE_FILE_BYTES = 32 << 20
 """From here on a second process is worth its start."""
+SPAN_BYTES = 16 << 20
+_BUCKETS_AT_A_TIME = 4
+"""What a process takes at a time: little, so that none waits long for the other."""
 
 
 @dataclass(slots=True)
@@ -119,12 +121,19 @@ def _spread(
 ) -> tuple[Columns, Rows]:
     columns = look_at_columns(source)
     reader = RowReader(source.path)
-    halves = reader.halves() if second is not None and reader.content_bytes >= LARGE_FILE_BYTES else None
-    if second is None or halves is None:
-        parts = [spread(source, columns, None, watch=watch, folder=folder, name=name, bits=bits)]
-    else:
-        other = second.start(spread, source, columns, halves[1], writer=1, folder=folder, name=name, bits=bits)
-        parts = [spread(source, columns, halves[0], watch=watch, folder=folder, name=name, bits=bits), other()]
+    spans = reader.spans(SPAN_BYTES) if second is not None and reader.content_bytes >= LARGE_FILE_BYTES else []
+    parts = share(
+        second if spans else None,
+        spread,
+        spans or [None],
+        only_here={"watch": watch},
+        arrived=lambda part: watch(reader, part.rows),
+        source=source,
+        columns=columns,
+        folder=folder,
+        name=name,
+        bits=bits,
+    )
     for part in parts:
         tally.rows += part.rows
         tally.doubts.update(part.unreadable)
@@ -136,18 +145,12 @@ def _spread(
 
 def _gather(task: Task, count: int, lengths: LengthCheck | None, second: SecondProcess | None) -> list[Bucket]:
     """All buckets in order. The first one is done before the others: it is the sample of how frequent shingles are."""
-    first, weights = gather(task, [0], weights=None, writer=0, lengths=lengths)
+    first, weights = gather([0], task=task, weights=None, writer=0, lengths=lengths)
     # The token counter stays in this process: it may hold a tokenizer.
-    if second is None or lengths is not None:
-        others, _ = gather(task, range(1, count), weights=weights, writer=0, lengths=lengths)
-        return first + others
-    wait: Callable[[], tuple[list[Bucket], Any]] = second.start(
-        gather, task, range(2, count, 2), weights=weights, writer=1
-    )
-    odd, _ = gather(task, range(1, count, 2), weights=weights, writer=0)
-    even, _ = wait()
-    by_number = {**dict(zip(range(1, count, 2), odd, strict=True)), **dict(zip(range(2, count, 2), even, strict=True))}
-    return first + [by_number[number] for number in range(1, count)]
+    helper = second if lengths is None else None
+    numbers = [range(start, min(start + _BUCKETS_AT_A_TIME, count)) for start in range(1, count, _BUCKETS_AT_A_TIME)]
+    others = share(helper, gather, numbers, only_here={"lengths": lengths}, task=task, weights=weights)
+    return first + [bucket for buckets, _ in others for bucket in buckets]
 
 
 def _together(

@@ -9,7 +9,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from naysay.errors import NaysayError
@@ -50,6 +52,63 @@ class SecondProcess:
             raise value
 
         return wait
+
+
+def share(
+    second: SecondProcess | None,
+    function: Callable[..., Result],
+    items: Iterable[Any],
+    *,
+    only_here: Mapping[str, Any] | None = None,
+    arrived: Callable[[Result], None] = lambda result: None,
+    **kwargs: Any,
+) -> list[Result]:
+    """Call `function(item, writer=..., **kwargs)` for each item: each process takes the next one when it is free.
+
+    Args:
+        second: None: all is done here.
+        function: its `writer` is 0 here and 1 in the second process.
+        only_here: arguments that the second process does not get.
+        arrived: told each result of the second process.
+
+    Returns:
+        the results in the order of the items.
+
+    Raises:
+        what the call of an item raised; of several, that of the first.
+    """
+    left = deque(enumerate(items))
+    found: dict[int, Result] = {}
+    errors: dict[int, Exception] = {}
+
+    def work(call: Callable[[Any], Result]) -> None:
+        while left:
+            try:
+                number, item = left.popleft()
+            except IndexError:  # the other one was faster
+                return
+            try:
+                found[number] = call(item)
+            except Exception as error:  # noqa: BLE001  # raised below, when the items before it are done
+                errors[number] = error
+                left.clear()
+
+    def there(item: Any) -> Result:
+        assert second is not None
+        result = second.start(function, item, writer=1, **kwargs)()
+        arrived(result)
+        return result
+
+    with ThreadPoolExecutor(1) as thread:
+        if second is not None:
+            thread.submit(work, there)
+        try:
+            work(lambda item: function(item, writer=0, **(only_here or {}), **kwargs))
+        finally:
+            left.clear()
+    if errors:
+        raise errors[min(errors)]
+    return [found[number] for number in sorted(found)]
 
 
 def serve() -> None:

@@ -73,10 +73,10 @@ def look_at_columns(source: Source) -> Columns:
 
 
 def spread(
-    source: Source,
-    columns: Columns,
     span: Span | None,
     *,
+    source: Source,
+    columns: Columns,
     folder: Path,
     name: str,
     bits: int,
@@ -86,10 +86,10 @@ def spread(
     """Read a file, or a part of it, into the buckets `name`, of which there are 2 ** `bits`.
 
     Args:
-        source, columns: the file and what its columns mean.
         span: the part to read; None = all.
+        source, columns: the file and what its columns mean.
         folder, name, writer: where the buckets are, and whose.
-        watch: told the rows so far, to show progress.
+        watch: told of the rows that are done, to show progress.
 
     Raises:
         DataError: the file cannot be read to its end.
@@ -99,9 +99,10 @@ def spread(
     plain = plain_reader(columns)
     with closing(RowWriter(folder, name, bits, writer)) as out:
         for rows in reader.batches(span):
+            before = result.rows
             _add(_wanted(source, rows), source, columns, plain, out, result)
             out.write_run()
-            watch(reader, result.rows)
+            watch(reader, result.rows - before)
         result.indexes = out.indexes()
     return result
 

@@ -1,6 +1,7 @@
 """`ingest`: the user's file of rejected answers -> prompts, negatives and acceptable answers, split by prompt."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -203,13 +204,18 @@ class _Speed(TextColumn):
 
 
 class _Watch:
-    """Shows how far a reader has come."""
+    """Shows how far a reader has come, and how many rows are read."""
 
     def __init__(self, progress: Progress):
         self.progress = progress
         self.tasks: dict[Path, TaskID] = {}
+        self.rows: Counter[Path] = Counter()
 
     def __call__(self, reader: RowReader, rows: int) -> None:
         if reader.path not in self.tasks:
             self.tasks[reader.path] = self.progress.add_task("", total=1.0, name=reader.path.name, rows=0)
-        self.progress.update(self.tasks[reader.path], completed=reader.fraction, rows=rows)
+        self.rows[reader.path] += rows
+        shown = self.tasks[reader.path]
+        if reader.fraction:
+            self.progress.update(shown, completed=reader.fraction)
+        self.progress.update(shown, rows=self.rows[reader.path])

@@ -25,7 +25,6 @@ EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 1024
 _CHUNK_BYTES = 1 << 20
-_READ_MEANWHILE = 64 << 20
 _COMPRESSION = 4
 """How much smaller text gets in a compressed file, about."""
 # csv's default of 128 KiB a field is below what a long conversation needs; a C long on Windows holds no more than this.
@@ -104,7 +103,7 @@ class RowReader:
             yield from batch
 
     def batches(self, span: Span | None = None) -> Iterator[list[RawRow]]:
-        """The rows of the file, or of one of its `halves`, some at a time: about a megabyte of text."""
+        """The rows of the file, or of one of its `spans`, some at a time: about a megabyte of text."""
         with _explain_unreadable(self.path):
             match self._suffix:
                 case ".csv":
@@ -119,23 +118,22 @@ class RowReader:
                     for first, lines in self._lines(span):
                         yield self._parse_lines(lines, first)
 
-    def halves(self) -> tuple[Span, Span] | None:
-        """Two parts for two processes; None for a file that can only be read from its beginning.
-
-        The second part is a little smaller: by what is read while the process that reads it starts.
-        """
-        size = self.path.stat().st_size
+    def spans(self, size: int) -> list[Span]:
+        """Parts of about `size` bytes each, for several processes; none for a file that is read from its beginning."""
+        spans: list[Span] = []
         if self._suffix != ".jsonl":
-            return None
-        with _explain_unreadable(self.path), self.path.open("rb") as file:
-            file.seek((size + min(_READ_MEANWHILE, size // 8)) // 2)
-            file.readline()
-            middle = file.tell()
-            file.seek(0)
-            line = 1
-            while left := middle - file.tell():
-                line += file.read(min(left, _CHUNK_BYTES)).count(b"\n")
-        return Span(0, middle, 1), Span(middle, size, line)
+            return spans
+        with _explain_unreadable(self.path), self.path.open("rb", buffering=0) as file:
+            start, line, total = 0, 1, self.path.stat().st_size
+            while start < total:
+                end = min(start + size, total)
+                lines = 0
+                while left := end - file.tell():
+                    lines += file.read(min(left, _CHUNK_BYTES)).count(b"\n")
+                lines += file.readline().count(b"\n")
+                spans.append(Span(start, file.tell(), line))
+                start, line = file.tell(), line + lines
+        return spans
 
     def select(self, lines: Iterable[int]) -> Iterator[RawRow]:
         """The rows of these lines, which ascend; JSON lines beside them are not parsed."""
