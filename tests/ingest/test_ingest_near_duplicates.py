@@ -238,7 +238,28 @@ ODD = [
     "\u2028",
     "\u00a0",
 ]
-ODD += ["é", "e\u0301", "ÉSΣ", "ΑΣ", "İ", "K", "²", "你好", "カ", "🙂", " ", "  ", "the", "THE", "_", "9", "a b c"]
+ODD += [
+    "é",
+    "Ж",
+    "Ⱥ",
+    "×",
+    "e\u0301",
+    "ÉSΣ",
+    "ΑΣ",
+    "İ",
+    "K",
+    "²",
+    "你好",
+    "カ",
+    "🙂",
+    " ",
+    "  ",
+    "the",
+    "THE",
+    "_",
+    "9",
+    "a b c",
+]
 odd_texts = st.lists(st.one_of(st.sampled_from(ODD), st.text(st.sampled_from("abZ ,"), max_size=30))).map("".join)
 
 
@@ -249,6 +270,16 @@ def test_texts_in_one_piece_have_the_shingles_of_each(texts: list[tuple[str, boo
     lengths = np.array([len(part) for part in parts], np.int64 if wide else np.uint32)
     found = json_shingle_tokens(b"".join(parts), lengths)
     expected = shingle_tokens([text.lower() for text, _ in texts])
+    for one, other in zip(found, expected, strict=True):
+        assert one.tolist() == other.tolist()
+
+
+def test_every_character_in_one_piece_as_in_a_text() -> None:
+    characters = [chr(code) for code in [*range(0x900), *range(0x1FF0, 0x2050), *range(0x3030, 0x3100)]]
+    texts = [f"on{item}e two {item}{item} t{item} {item}hree" for item in characters]
+    parts = [orjson.dumps(text) for text in texts]
+    found = json_shingle_tokens(b"".join(parts), np.array([*map(len, parts)]))
+    expected = shingle_tokens([text.lower() for text in texts])
     for one, other in zip(found, expected, strict=True):
         assert one.tolist() == other.tolist()
 
