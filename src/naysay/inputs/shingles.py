@@ -6,7 +6,7 @@ its number; that can change an answer only where it moves a pair of prompts acro
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -22,8 +22,8 @@ _TOKEN = np.uint64((1 << TOKEN_BITS) - 1)
 _ROW_SHIFT = np.uint64(TOKEN_BITS)
 _BATCH = 1 << (64 - TOKEN_BITS)
 """Texts at a time: the number of a text in its batch stands before the bits of its tokens while they are sorted."""
-_BATCH_BYTES = 1 << 17
-"""At a time, of texts: all arrays about them stay in a cache of a megabyte."""
+_BATCH_BYTES = 1 << 18
+"""At a time, of texts: the arrays about them stay in the cache, and do not grow with the number of texts."""
 
 _SEPARATOR = 0
 # Lower-cases ASCII, and makes one byte of all that separates words there. Other characters are word characters where
@@ -60,9 +60,8 @@ def shingle_tokens(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray
     Returns:
         tokens (uint64) of all texts one after the other, ascending in each, and how many each text has.
     """
-    plain = [_plain(text) for text in texts]
-    ends = np.cumsum(np.fromiter(map(len, plain), np.int64, len(plain)) + 1)
-    return _tokens(b"\n".join([*plain, b""]), ends, lambda row: _text(texts[row]))
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    return _joined([_tokens_of_texts(texts[rows]) for rows, _ in _batches(ends)])
 
 
 def json_shingle_tokens(data: bytes, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +72,34 @@ def json_shingle_tokens(data: bytes, lengths: np.ndarray) -> tuple[np.ndarray, n
         lengths: the bytes of each, with its quotes.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
-    starts = ends - lengths
+    return _joined([_tokens_of_json(data[place], ends[rows] - place.start) for rows, place in _batches(ends)])
+
+
+def _batches(ends: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Which texts are seen to together, and where these are, by where each ends."""
+    row = start = 0
+    while row < len(ends):
+        fit = int(np.searchsorted(ends, start + _BATCH_BYTES, side="right"))
+        stop = min(max(fit, row + 1), row + _BATCH)
+        end = int(ends[stop - 1])
+        yield slice(row, stop), slice(start, end)
+        row, start = stop, end
+
+
+def _joined(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if not found:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    return np.concatenate([tokens for tokens, _ in found]), np.concatenate([sizes for _, sizes in found])
+
+
+def _tokens_of_texts(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+    plain = [_plain(text) for text in texts]
+    ends = np.cumsum(np.fromiter(map(len, plain), np.int64, len(plain)) + 1)
+    return _tokens(b"\n".join([*plain, b""]), ends, lambda row: _text(texts[row]))
+
+
+def _tokens_of_json(data: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.concatenate([[0], ends[:-1]])
     plain, plain_ends = data, ends
     if not data.isascii() or b"\\" in data:
         plain, odd = _mostly_plain(data)
@@ -136,20 +162,6 @@ def _all_plain(
 
 def _tokens(data: bytes, ends: np.ndarray, text: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of plain texts, each with a separator before or after it. `text` gives one as it was."""
-    tokens, sizes = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    row = start = 0
-    while row < len(ends):
-        fit = int(np.searchsorted(ends, start + _BATCH_BYTES, side="right"))
-        stop = min(max(fit, row + 1), row + _BATCH)
-        end = int(ends[stop - 1])
-        some, size = _batch_tokens(data[start:end], ends[row:stop] - start, lambda place, row=row: text(row + place))
-        tokens.append(some)
-        sizes.append(size)
-        row, start = stop, end
-    return np.concatenate(tokens), np.concatenate(sizes)
-
-
-def _batch_tokens(data: bytes, ends: np.ndarray, text: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
     words, counts = _words(data, ends)
     sizes = np.maximum(counts - (WORDS_PER_SHINGLE - 1), 1)
     keyed = _shingles(words, counts)
