@@ -85,7 +85,8 @@ def test_close_to_is_that_of_all_pairs(sets: dict[str, Shingles], threshold: flo
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_sets_of_which_few_fit_in_memory(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"_PAIRS_AT_A_TIME": 3, "_SHINGLES_AT_A_TIME": 20, "_KEPT_SETS": 5, "_KEPT_PAIRS": 4, "_BLOCK": 2}
+    small = {"_PAIRS_AT_A_TIME": 3, "_SHINGLES_AT_A_TIME": 20, "_KEPT_SHINGLES": 50, "_KEPT_PAIRS": 4, "_BLOCK": 2}
+    small["_CANDIDATES_AT_A_TIME"] = 40
     for name, value in small.items():
         monkeypatch.setattr(near_duplicates, name, value)
     draw = random.Random(seed)
