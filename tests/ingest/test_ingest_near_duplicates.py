@@ -85,7 +85,8 @@ def test_close_to_is_that_of_all_pairs(sets: dict[str, Shingles], threshold: flo
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_sets_of_which_few_fit_in_memory(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"_PAIRS_AT_A_TIME": 3, "_SHINGLES_AT_A_TIME": 20, "_KEPT_SETS": 5, "_KEPT_PAIRS": 4, "_BLOCK": 2}
+    small = {"_PAIRS_AT_A_TIME": 3, "_SHINGLES_AT_A_TIME": 20, "_KEPT_SHINGLES": 50, "_KEPT_PAIRS": 4, "_BLOCK": 2}
+    small["_CANDIDATES_AT_A_TIME"] = 40
     for name, value in small.items():
         monkeypatch.setattr(near_duplicates, name, value)
     draw = random.Random(seed)
@@ -238,7 +239,28 @@ ODD = [
     "\u2028",
     "\u00a0",
 ]
-ODD += ["é", "e\u0301", "ÉSΣ", "ΑΣ", "İ", "K", "²", "你好", "カ", "🙂", " ", "  ", "the", "THE", "_", "9", "a b c"]
+ODD += [
+    "é",
+    "Ж",
+    "Ⱥ",
+    "×",
+    "e\u0301",
+    "ÉSΣ",
+    "ΑΣ",
+    "İ",
+    "K",
+    "²",
+    "你好",
+    "カ",
+    "🙂",
+    " ",
+    "  ",
+    "the",
+    "THE",
+    "_",
+    "9",
+    "a b c",
+]
 odd_texts = st.lists(st.one_of(st.sampled_from(ODD), st.text(st.sampled_from("abZ ,"), max_size=30))).map("".join)
 
 
@@ -249,6 +271,16 @@ def test_texts_in_one_piece_have_the_shingles_of_each(texts: list[tuple[str, boo
     lengths = np.array([len(part) for part in parts], np.int64 if wide else np.uint32)
     found = json_shingle_tokens(b"".join(parts), lengths)
     expected = shingle_tokens([text.lower() for text, _ in texts])
+    for one, other in zip(found, expected, strict=True):
+        assert one.tolist() == other.tolist()
+
+
+def test_every_character_in_one_piece_as_in_a_text() -> None:
+    characters = [chr(code) for code in [*range(0x900), *range(0x1FF0, 0x2050), *range(0x3030, 0x3100)]]
+    texts = [f"on{item}e two {item}{item} t{item} {item}hree" for item in characters]
+    parts = [orjson.dumps(text) for text in texts]
+    found = json_shingle_tokens(b"".join(parts), np.array([*map(len, parts)]))
+    expected = shingle_tokens([text.lower() for text in texts])
     for one, other in zip(found, expected, strict=True):
         assert one.tolist() == other.tolist()
 

@@ -26,9 +26,9 @@ PARTS = 64
 """A power of two: the lowest bits of a shingle are the number of its part."""
 _SAMPLE_BITS = 20
 _RARE = 3
-_KEPT_SETS = 4096
+_KEPT_SHINGLES = 1 << 19
 _KEPT_PAIRS = 1_000_000
-_PAIRS_AT_A_TIME, _SHINGLES_AT_A_TIME = 1 << (64 - TOKEN_BITS), 1 << 17
+_CANDIDATES_AT_A_TIME, _PAIRS_AT_A_TIME, _SHINGLES_AT_A_TIME = 1 << 16, 1 << (64 - TOKEN_BITS), 1 << 17
 _BLOCK = 32
 _HALF = 32
 """Bits of the number of a prompt in the number of a pair."""
@@ -155,6 +155,7 @@ class NearDuplicates:
         blocks = np.add.reduceat(sizes, np.arange(0, len(sizes), _BLOCK), dtype=np.int64)
         self._block_starts = np.cumsum(blocks) - blocks
         self._kept: dict[int, bytes] = {}
+        self._kept_shingles = 0
         self._found = {*found}
 
     def close(self) -> None:
@@ -202,27 +203,31 @@ class NearDuplicates:
         """Find the near-duplicates among `members` that have different labels.
 
         Prompts meet in groups: those with a shingle of their prefixes in common. In each round the first of each group
-        is compared with the others of it, and then leaves it. `found` is told of the pairs, and may change labels and
-        members for the rounds to come.
+        are compared with all others of it, and then leave it. `found` is told of the pairs, and may change labels and
+        members for the rounds to come: there is one in the first round, as most groups are decided by it, then ever
+        more, as each round takes its time.
         """
         for part in range(PARTS):
             tokens, items = self._repeated(part)
             different: set[int] = set()
+            firsts = 1
             while len(items):
                 stay = members[items]
                 tokens, items = tokens[stay], items[stay]
                 labels = label(items)
                 stay = _undecided(tokens, labels)
                 tokens, items, labels = tokens[stay], items[stay], labels[stay]
-                starts = _starts(tokens)
-                sizes = np.diff(starts, append=len(tokens))
-                other = labels != np.repeat(labels[starts], sizes)
-                pairs = _pairs(items[other], np.repeat(items[starts], sizes)[other], different)
+                rank = _rank(tokens)
+                one, other = _with_first(rank, firsts)
+                apart = labels[one] != labels[other]
+                pairs = _pairs(items[one[apart]], items[other[apart]], different)
                 similar = self._similar(*pairs)
                 found(*(side[similar] for side in pairs))
                 if len(different) < _KEPT_PAIRS:
                     different.update(_pair_numbers(*(side[~similar] for side in pairs)).tolist())
-                tokens, items = np.delete(tokens, starts), np.delete(items, starts)
+                rest = rank >= firsts
+                tokens, items = tokens[rest], items[rest]
+                firsts = max(1, min(2 * firsts, _CANDIDATES_AT_A_TIME // max(len(items), 1)))
 
     def _repeated(self, part: int) -> tuple[np.ndarray, np.ndarray]:
         """The shingles of a part that more than one prompt has in its prefix, ascending, and the prompts."""
@@ -264,13 +269,14 @@ class NearDuplicates:
 
     def _read_sets(self, items: np.ndarray) -> None:
         """Have the shingles of these prompts (ascending) in memory."""
-        missing = [item for item in items.tolist() if item not in self._kept]
-        if len(self._kept) + len(missing) > _KEPT_SETS:
+        if self._kept_shingles > _KEPT_SHINGLES:
             self._kept.clear()
-            missing = items.tolist()
+            self._kept_shingles = 0
+        missing = [item for item in items.tolist() if item not in self._kept]
         if not missing:
             return
         at = np.array(missing)
+        self._kept_shingles += int(self._sizes[at].sum())
         bucket = np.searchsorted(self._starts, at, side="right") - 1
         start = self._shingles_before(at) - self._shingles_before(self._starts[bucket])
         for item, *stretch in zip(missing, bucket.tolist(), start.tolist(), self._sizes[at].tolist(), strict=True):
@@ -295,6 +301,20 @@ def _starts(tokens: np.ndarray) -> np.ndarray:
     new = np.ones(len(tokens), dtype=bool)
     np.not_equal(tokens[1:], tokens[:-1], out=new[1:])
     return np.flatnonzero(new)
+
+
+def _rank(tokens: np.ndarray) -> np.ndarray:
+    """The place of each in its group of equal tokens."""
+    starts = _starts(tokens)
+    return np.arange(len(tokens)) - np.repeat(starts, np.diff(starts, append=len(tokens)))
+
+
+def _with_first(rank: np.ndarray, firsts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs in which each is with those before it in its group that are among its first so many."""
+    times = np.minimum(rank, firsts)
+    one = np.repeat(np.arange(len(rank)), times)
+    before = np.arange(len(one)) - np.repeat(np.cumsum(times) - times, times)
+    return one, one - rank[one] + before
 
 
 def _undecided(tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ its number; that can change an answer only where it moves a pair of prompts acro
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import orjson
@@ -21,8 +22,8 @@ _TOKEN = np.uint64((1 << TOKEN_BITS) - 1)
 _ROW_SHIFT = np.uint64(TOKEN_BITS)
 _BATCH = 1 << (64 - TOKEN_BITS)
 """Texts at a time: the number of a text in its batch stands before the bits of its tokens while they are sorted."""
-_BATCH_BYTES = 1 << 17
-"""At a time, of texts: all arrays about them stay in a cache of a megabyte."""
+_BATCH_BYTES = 1 << 18
+"""At a time, of texts: the arrays about them stay in the cache, and do not grow with the number of texts."""
 
 _SEPARATOR = 0
 # Lower-cases ASCII, and makes one byte of all that separates words there. Other characters are word characters where
@@ -59,9 +60,8 @@ def shingle_tokens(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray
     Returns:
         tokens (uint64) of all texts one after the other, ascending in each, and how many each text has.
     """
-    plain = [_plain(text) for text in texts]
-    ends = np.cumsum(np.fromiter(map(len, plain), np.int64, len(plain)) + 1)
-    return _tokens(b"\n".join([*plain, b""]), ends, lambda row: _text(texts[row]))
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    return _joined([_tokens_of_texts(texts[rows]) for rows, _ in _batches(ends)])
 
 
 def json_shingle_tokens(data: bytes, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,22 +72,45 @@ def json_shingle_tokens(data: bytes, lengths: np.ndarray) -> tuple[np.ndarray, n
         lengths: the bytes of each, with its quotes.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
-    starts = ends - lengths
+    return _joined([_tokens_of_json(data[place], ends[rows] - place.start) for rows, place in _batches(ends)])
 
-    def text(row: int) -> bytes:
-        return data[starts[row] : ends[row]]
 
+def _batches(ends: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Which texts are seen to together, and where these are, by where each ends."""
+    row = start = 0
+    while row < len(ends):
+        fit = int(np.searchsorted(ends, start + _BATCH_BYTES, side="right"))
+        stop = min(max(fit, row + 1), row + _BATCH)
+        end = int(ends[stop - 1])
+        yield slice(row, stop), slice(start, end)
+        row, start = stop, end
+
+
+def _joined(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if not found:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    return np.concatenate([tokens for tokens, _ in found]), np.concatenate([sizes for _, sizes in found])
+
+
+def _tokens_of_texts(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+    plain = [_plain(text) for text in texts]
+    ends = np.cumsum(np.fromiter(map(len, plain), np.int64, len(plain)) + 1)
+    return _tokens(b"\n".join([*plain, b""]), ends, lambda row: _text(texts[row]))
+
+
+def _tokens_of_json(data: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.concatenate([[0], ends[:-1]])
     plain, plain_ends = data, ends
     if not data.isascii() or b"\\" in data:
-        plain, odd = _without_escapes(data)
-        rows = np.unique(np.searchsorted(ends, odd, side="right"))
-        plain, plain_ends = _replaced(plain, starts, ends, {row: _plain(text(row)) for row in rows.tolist()})
-    return _tokens(plain, plain_ends, lambda row: _text(text(row)))
+        plain, odd = _mostly_plain(data)
+        # `ends` in `odd`: a text may have very many of these.
+        rows = np.flatnonzero(np.diff(np.searchsorted(odd, ends), prepend=0))
+        plain, plain_ends = _all_plain(plain, data, starts, ends, rows)
+    return _tokens(plain, plain_ends, lambda row: _text(data[starts[row] : ends[row]]))
 
 
-def _without_escapes(data: bytes) -> tuple[bytes, np.ndarray]:
-    """JSON with spaces for the escapes and punctuation that are no part of a word, and the places of what is left that
-    is not plain ASCII."""
+def _mostly_plain(data: bytes) -> tuple[bytes, np.ndarray]:
+    """JSON as `_plain` has it, and the places of what is not: escaped letters, most other scripts, emoji."""
     # Backslashes are paired from the left, also here; after this each that is left begins an escape.
     buffer = np.frombuffer(bytearray(data.replace(b"\\\\", b"  ")), np.uint8)
     escapes = np.flatnonzero(buffer == ord("\\"))
@@ -99,36 +122,46 @@ def _without_escapes(data: bytes) -> tuple[bytes, np.ndarray]:
     punctuation = punctuation[buffer[punctuation + 1] == second]
     for place in range(3):
         buffer[punctuation + place] = ord(" ")
-    return buffer.tobytes(), np.flatnonzero((buffer > 127) | (buffer == ord("\\")))
+    odd = (buffer > 127) | (buffer == ord("\\"))
+    # 110xxxxx 10xxxxxx
+    pairs = np.flatnonzero(buffer >> 5 == 0b110)
+    lowered = _two_bytes()[(buffer[pairs] & np.int64(0b11111)) << 6 | (buffer[pairs + 1] & 0b111111)]
+    known = lowered[:, 0] != _SEPARATOR
+    for place in range(2):
+        buffer[pairs[known] + place] = lowered[known, place]
+        odd[pairs[known] + place] = False
+    return buffer.tobytes(), np.flatnonzero(odd)
 
 
-def _replaced(data: bytes, starts: np.ndarray, ends: np.ndarray, texts: dict[int, bytes]) -> tuple[bytes, np.ndarray]:
-    """`data` with other texts at some places (ascending), each after a space; and where each text ends."""
+@cache
+def _two_bytes() -> np.ndarray:
+    """What UTF-8 of two bytes (Latin, Greek, Cyrillic, ...) becomes, by its character: lower-cased, or spaces where it
+    is no part of a word; 0 where that depends on its neighbours or takes another number of bytes."""
+    found = np.full((0x800, 2), _SEPARATOR, np.uint8)
+    for code in range(0x80, 0x800):
+        lowered = chr(code).lower()
+        encoded = lowered.encode()
+        if len(lowered) == 1 and len(encoded) == 2 and chr(code) != "Σ":
+            found[code] = [*(encoded if _WORD.fullmatch(lowered) else b"  ")]
+    return found
+
+
+def _all_plain(
+    plain: bytes, data: bytes, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray
+) -> tuple[bytes, np.ndarray]:
+    """`plain`, in these rows (ascending) made of the JSON in `data`, one text at a time; and where each text ends."""
     pieces: list[bytes] = []
     lengths, done = ends - starts, 0
-    for row, text in texts.items():
-        pieces += data[done : starts[row]], b" ", text
+    for row, start, end in zip(rows.tolist(), starts[rows].tolist(), ends[rows].tolist(), strict=True):
+        text = _plain(_text(data[start:end]))
+        pieces += plain[done:start], b" ", text
         lengths[row] = len(text) + 1
-        done = ends[row]
-    return b"".join([*pieces, data[done:]]), np.cumsum(lengths)
+        done = end
+    return b"".join([*pieces, plain[done:]]), np.cumsum(lengths)
 
 
 def _tokens(data: bytes, ends: np.ndarray, text: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of plain texts, each with a separator before or after it. `text` gives one as it was."""
-    tokens, sizes = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    row = start = 0
-    while row < len(ends):
-        fit = int(np.searchsorted(ends, start + _BATCH_BYTES, side="right"))
-        stop = min(max(fit, row + 1), row + _BATCH)
-        end = int(ends[stop - 1])
-        some, size = _batch_tokens(data[start:end], ends[row:stop] - start, lambda place, row=row: text(row + place))
-        tokens.append(some)
-        sizes.append(size)
-        row, start = stop, end
-    return np.concatenate(tokens), np.concatenate(sizes)
-
-
-def _batch_tokens(data: bytes, ends: np.ndarray, text: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
     words, counts = _words(data, ends)
     sizes = np.maximum(counts - (WORDS_PER_SHINGLE - 1), 1)
     keyed = _shingles(words, counts)
