@@ -83,16 +83,16 @@ class RunWriter:
 
 
 class RunIndex(NamedTuple):
-    """Which runs one `RunWriter` appended: where in the file of the writer they begin, and how many bytes each part has in
-    each run: (runs, parts)."""
+    """Which runs one `RunWriter` appended: where in the file of the writer they begin, and how many bytes each part
+    has in each run: (runs, parts)."""
 
     writer: int
     start: int
     sizes: np.ndarray
 
 
-def read_runs(folder: Path, name: str, indexes: Sequence[RunIndex], part: int) -> bytes:
-    """All of a part, in the order of the indexes, each in the order of writing."""
+def read_runs(folder: Path, name: str, indexes: Sequence[RunIndex], part: int) -> list[bytes]:
+    """All of a part, run by run: in the order of the indexes, each in the order of writing."""
     found: list[bytes] = []
     with ExitStack() as stack:
         files: dict[int, FileIO] = {}
@@ -104,7 +104,7 @@ def read_runs(folder: Path, name: str, indexes: Sequence[RunIndex], part: int) -
                 if size:
                     file.seek(start)
                     found.append(file.read(size))
-    return b"".join(found)
+    return found
 
 
 class Piece(NamedTuple):

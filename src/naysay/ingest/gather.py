@@ -269,6 +269,11 @@ def _add(
 
 def draws(seed: int, purpose: str, keys: Sequence[bytes]) -> np.ndarray:
     """A number in [0, 1) for each prompt, by the hash of (seed, purpose, prompt id): 52 bits of `digest_text`."""
-    start = orjson.dumps([str(seed), purpose])[:-1] + b',"p-'
-    data = b"".join([sha256(start + key + b'"]').digest()[:8] for key in keys])
+    start = sha256(orjson.dumps([str(seed), purpose])[:-1] + b',"p-').copy
+    found = []
+    for key in keys:
+        hashed = start()
+        hashed.update(key + b'"]')
+        found.append(hashed.digest()[:8])
+    data = b"".join(found)
     return (np.frombuffer(data, ">u8") >> (64 - _DIGITS)) / 2.0**_DIGITS

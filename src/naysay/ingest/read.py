@@ -67,7 +67,7 @@ def second_process(sources: Sequence[Source]) -> Iterator[SecondProcess | None]:
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
     """Python does not look for cycles meanwhile: there are none among the many tuples of rows."""
     collects = gc.isenabled()
     gc.disable()
@@ -93,7 +93,7 @@ def read_prompts(
     """
     bits = bucket_bits(_content_bytes(sources))
     tallies = Tally(), Tally()
-    with _without_collection():
+    with without_collection():
         (data, data_rows), (benign, benign_rows) = (
             _spread(source, tally, second, watch, folder=folder, name=name, bits=bits)
             for source, name, tally in zip(sources, (DATA, BENIGN), tallies, strict=True)
@@ -101,7 +101,7 @@ def read_prompts(
     labels, abouts = (sources[0].label, sources[1].label), (usual_about(data), usual_about(benign))
     task = Task(folder, (data_rows, benign_rows), labels, abouts, config.seed, config.data)
     # A token counter is somebody else's code, which may well leave cycles.
-    with _without_collection() if lengths is None else nullcontext():
+    with without_collection() if lengths is None else nullcontext():
         buckets = _gather(task, 1 << bits, lengths, second)
     for bucket in buckets:
         for tally, part in zip(tallies, bucket.tallies, strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 from orjson import dumps
 
-from naysay.artifacts.spill import RunIndex, RunWriter, pack, read_runs, unpack
+from naysay.artifacts.spill import RunIndex, RunWriter, drop_packs, pack, read_runs, unpack
 from naysay.ingest.formats import ParsedAnswer, ParsedRow, PlainRow
 
 KEYS, NUMBERS, CONTENTS, NEGATIVES, ACCEPTABLE, OTHERS = COLUMNS = (
@@ -157,8 +157,15 @@ class Rows(NamedTuple):
     name: str
     indexes: dict[str, list[RunIndex]]
 
-    def read(self, column: str, bucket: int) -> bytes:
+    def runs(self, column: str, bucket: int) -> list[bytes]:
         return read_runs(self.folder, f"{self.name}-{column}", self.indexes[column], bucket)
+
+    def read(self, column: str, bucket: int) -> bytes:
+        return b"".join(self.runs(column, bucket))
+
+    def drop(self, column: str) -> None:
+        """The disk may be needed for what was made of it."""
+        drop_packs(self.folder, f"{self.name}-{column}")
 
     def others(self, bucket: int) -> list[SpreadRow]:
         return unpack(self.read(OTHERS, bucket))

@@ -20,7 +20,7 @@ from naysay.ingest.counts import check_counts, count
 from naysay.ingest.gather import PROMPTS
 from naysay.ingest.merge import LengthCheck, TokenCounter
 from naysay.ingest.near_duplicates import PARTS, NearDuplicates, find_repeated
-from naysay.ingest.read import Prompts, read_prompts, second_process
+from naysay.ingest.read import Prompts, read_prompts, second_process, without_collection
 from naysay.ingest.rows import ACCEPTABLE, NEGATIVES
 from naysay.ingest.second_process import Result, SecondProcess
 from naysay.ingest.split import (
@@ -136,7 +136,8 @@ def _write(
     of_prompts = prompts.task, prompts.pieces, np.split(kept, prompts.bucket_ends)
     files = [(source.path, tally.doubts) for source, tally in zip(prompts.sources, prompts.tallies, strict=True)]
     answers = _beside(second, _write_answers, run.negatives, run.acceptable, of_prompts)
-    write_records(run.prompts, PROMPTS, *of_prompts)
+    with without_collection():
+        write_records(run.prompts, PROMPTS, *of_prompts)
     write_quarantine(run.quarantine, files)
     written = answers()
     number = np.bincount(kept, minlength=LEFT_OUT + 1).tolist()

@@ -14,12 +14,12 @@ from naysay.artifacts.spill import Piece, read_piece, unpack
 from naysay.artifacts.store import write_atomic, write_jsonl
 from naysay.ingest.doubts import Doubts
 from naysay.ingest.gather import BENIGN, DATA, ORDER, PROMPTS, Task, merged_name
-from naysay.ingest.rows import CONTENTS, ID_DIGITS, KEYS, slices
+from naysay.ingest.rows import CONTENTS, ID_DIGITS, KEYS, Rows, slices
 from naysay.ingest.split import SPLITS
 from naysay.inputs.readers import RowReader
 from naysay.records import Split
 
-_USUAL_PROMPT = b'{"prompt_id":"p-%b","messages":[{"role":"user","content":%b}],"source":%b:%d","split":"'
+_USUAL_PROMPT = b'{"prompt_id":"p-%b","messages":[{"role":"user","content":%b}],"source":%b:%d","split":"%b'
 
 
 def write_records(
@@ -53,6 +53,9 @@ def write_records(
                     data = b"".join(records)
                     count += data.count(b"\n")
                     file.write(data)
+            if kind != PROMPTS:
+                for rows in task.rows:
+                    rows.drop(kind)
             for other in others:
                 other.seek(0)
                 shutil.copyfileobj(other, whole, CHUNK_BYTES)
@@ -80,7 +83,7 @@ def _answers(
     data, lengths = [], []
     for name, rows in zip((DATA, BENIGN), task.rows, strict=True):
         merged = _merged(task, name, kind, pieces)
-        data += [rows.read(kind, number), *merged]
+        data += [*rows.runs(kind, number), *merged]
         lengths += [rows.numbers(number)[kind], np.fromiter(map(len, merged), np.uint64, len(merged))]
     whole, sizes = b"".join(data), np.concatenate(lengths)
     ends = np.cumsum(sizes)
@@ -92,22 +95,32 @@ def _answers(
 def _prompts(
     task: Task, number: int, kind: str, pieces: dict[str, Piece], chosen: Sequence[np.ndarray]
 ) -> Iterator[list[bytes]]:
-    """The records of some entries of a bucket, by split: in two parts each."""
-    starts: list[bytes] = []
-    kinds: list[bytes] = []
-    for name, label, rows in zip((DATA, BENIGN), task.labels, task.rows, strict=True):
-        numbers, source = rows.numbers(number), dumps(label)[:-1]
-        ends = np.cumsum(numbers[CONTENTS])
-        contents = slices(rows.read(CONTENTS, number), ends - numbers[CONTENTS], ends)
-        keys = np.frombuffer(rows.read(KEYS, number), f"S{ID_DIGITS}").tolist()
-        usual = zip(keys, contents, numbers["line"].tolist(), strict=True)
-        merged = _merged(task, name, kind, pieces)
-        starts += [_USUAL_PROMPT % (key, content, source, line) for key, content, line in usual]
-        starts += [start for start, _ in merged]
-        kinds += [b""] * len(keys) + [kind for _, kind in merged]
-    for split, entries in zip(SPLITS, chosen, strict=True):
-        end_of = {kind: record_end(split, kind) for kind in {*kinds}}
-        yield [part for entry in entries.tolist() for part in (starts[entry], end_of[kinds[entry]])]
+    """The records of some entries of a bucket, by split."""
+    numbers = [rows.numbers(number) for rows in task.rows]
+    merged = [_merged(task, name, kind, pieces) for name in (DATA, BENIGN)]
+    sizes = [len(part) for both in zip(numbers, merged, strict=True) for part in both]
+    # Entries that are in no split are not asked for: any end will do.
+    codes = np.zeros(sum(sizes), np.uint8)
+    for split, entries in enumerate(chosen):
+        codes[entries] = split
+    of_part = [part.tolist() for part in np.split(codes, np.cumsum(sizes)[:-1])]
+    records: list[bytes] = []
+    for place, (label, rows) in enumerate(zip(task.labels, task.rows, strict=True)):
+        records += _usual_prompts(rows, number, numbers[place], label, of_part[2 * place])
+        found = zip(merged[place], of_part[2 * place + 1], strict=True)
+        records += [start + record_end(SPLITS[split], kind) for (start, kind), split in found]
+    for entries in chosen:
+        yield [records[entry] for entry in entries.tolist()]
+
+
+def _usual_prompts(rows: Rows, number: int, numbers: np.ndarray, label: str, splits: list[int]) -> list[bytes]:
+    """The records of the prompts of all usual rows of a bucket, each in its split."""
+    source, ends = dumps(label)[:-1], [record_end(split, b"") for split in SPLITS]
+    stops = np.cumsum(numbers[CONTENTS])
+    contents = slices(rows.read(CONTENTS, number), stops - numbers[CONTENTS], stops)
+    keys = np.frombuffer(rows.read(KEYS, number), f"S{ID_DIGITS}").tolist()
+    found = zip(keys, contents, numbers["line"].tolist(), splits, strict=True)
+    return [_USUAL_PROMPT % (key, content, source, line, ends[split]) for key, content, line, split in found]
 
 
 def _merged(task: Task, source: str, kind: str, pieces: dict[str, Piece]) -> list[Any]:
