@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from naysay.config import RunConfig
 from naysay.errors import DataError
+
+if TYPE_CHECKING:
+    from naysay.config import RunConfig
 
 NAME = "embedded:smollm2-135m"
 _PREFIX = "embedded:"
@@ -33,7 +36,7 @@ def answers_path() -> Path:
     return Path(str(resources.files("naysay"))) / "data" / "answers.jsonl"
 
 
-def data_source(config: RunConfig) -> Source:
+def data_source(config: "RunConfig") -> Source:
     """The rejected answers that `data.path` means.
 
     Raises:
@@ -49,7 +52,7 @@ def data_source(config: RunConfig) -> Source:
     return Source(_embedded(data.path, "data.path"), data.path, "trl_unpaired", False, _COLUMNS, splits)
 
 
-def benign_source(config: RunConfig) -> Source:
+def benign_source(config: "RunConfig") -> Source:
     """The acceptable answers that `data.benign` means.
 
     Raises:
