@@ -2,9 +2,9 @@
 
 import marshal
 from array import array
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -67,43 +67,44 @@ class RunWriter:
 
     def __init__(self, folder: Path, name: str, parts: int, writer: int = 0):
         self._parts = parts
-        self._sizes = array("Q")
+        self._bounds = array("Q")
         self._pack = PackWriter(folder, name, writer)
-        self._start = self._pack.size()
 
     def append(self, parts: Sequence[bytes]) -> None:
-        self._sizes.extend(map(len, parts))
+        self._bounds.extend(accumulate(map(len, parts), initial=self._pack.size()))
         self._pack.append(b"".join(parts))
 
     def close(self) -> None:
         self._pack.close()
 
     def index(self) -> "RunIndex":
-        return RunIndex(self._pack.writer, self._start, np.array(self._sizes, np.uint64).reshape(-1, self._parts))
+        return RunIndex(self._pack.writer, np.array(self._bounds, np.uint64).reshape(-1, self._parts + 1))
 
 
 class RunIndex(NamedTuple):
-    """Which runs one `RunWriter` appended: where in the file of the writer they begin, and how many bytes each part
-    has in each run: (runs, parts)."""
+    """Where in the file of a writer the parts of its runs begin and end: (runs, parts + 1)."""
 
     writer: int
-    start: int
-    sizes: np.ndarray
+    bounds: np.ndarray
+
+
+def join_indexes(indexes: Iterable[RunIndex]) -> list[RunIndex]:
+    """One index for each writer."""
+    found: dict[int, list[np.ndarray]] = {}
+    for writer, bounds in indexes:
+        found.setdefault(writer, []).append(bounds)
+    return [RunIndex(writer, np.concatenate(bounds)) for writer, bounds in found.items()]
 
 
 def read_runs(folder: Path, name: str, indexes: Sequence[RunIndex], part: int) -> list[bytes]:
     """All of a part, run by run: in the order of the indexes, each in the order of writing."""
     found: list[bytes] = []
-    with ExitStack() as stack:
-        files: dict[int, FileIO] = {}
-        for writer, first, sizes in indexes:
-            if writer not in files:
-                files[writer] = stack.enter_context(_pack(folder, name, writer).open("rb", buffering=0))
-            file, starts = files[writer], first + np.cumsum(sizes.sum(axis=1)) - sizes[:, part:].sum(axis=1)
-            for start, size in zip(starts.tolist(), sizes[:, part].tolist(), strict=True):
-                if size:
+    for writer, bounds in indexes:
+        with _pack(folder, name, writer).open("rb", buffering=0) as file:
+            for start, end in zip(bounds[:, part].tolist(), bounds[:, part + 1].tolist(), strict=True):
+                if end > start:
                     file.seek(start)
-                    found.append(file.read(size))
+                    found.append(file.read(end - start))
     return found
 
 

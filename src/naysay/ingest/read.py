@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from naysay.artifacts.spill import Piece, read_piece
+from naysay.artifacts.spill import Piece, join_indexes, read_piece
 from naysay.config import RunConfig
 from naysay.errors import DataError
 from naysay.ingest.columns import Columns, check_mapped
@@ -139,7 +139,7 @@ def _spread(
         tally.doubts.update(part.unreadable)
         tally.by_reason.update(part.unreadable.by_reason())
     check_mapped(str(source.path), source.columns, columns.found.union(*(part.found for part in parts)))
-    rows = Rows(folder, name, {column: [part.indexes[column] for part in parts] for column in COLUMNS})
+    rows = Rows(folder, name, {column: join_indexes(part.indexes[column] for part in parts) for column in COLUMNS})
     return columns, rows
 
 

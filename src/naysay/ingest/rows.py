@@ -151,7 +151,7 @@ def _packed(usual: list[_Usual], others: list[SpreadRow]) -> tuple[bytes, ...]:
 
 
 class Rows(NamedTuple):
-    """The rows of a file, as all writers wrote them. `indexes`: of each column, those of the writers."""
+    """The rows of a file, as all writers wrote them. `indexes`: of each column, one for each writer."""
 
     folder: Path
     name: str

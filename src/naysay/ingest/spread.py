@@ -23,6 +23,7 @@ Watch = Callable[[RowReader, int], None]
 
 # The columns of a file are those of its first rows: enough for JSON lines, where a row may leave some out.
 _ROWS_TO_FIND_COLUMNS = 1000
+_BATCHES_A_RUN = 4
 _MOST_BUCKETS = 256
 _BYTES_PER_BUCKET = 1 << 22
 
@@ -98,11 +99,13 @@ def spread(
     reader = RowReader(source.path)
     plain = plain_reader(columns)
     with closing(RowWriter(folder, name, bits, writer)) as out:
-        for rows in reader.batches(span):
+        for number, rows in enumerate(reader.batches(span), 1):
             before = result.rows
             _add(_wanted(source, rows), source, columns, plain, out, result)
-            out.write_run()
+            if number % _BATCHES_A_RUN == 0:
+                out.write_run()
             watch(reader, result.rows - before)
+        out.write_run()
         result.indexes = out.indexes()
     return result
 
