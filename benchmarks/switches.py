@@ -23,8 +23,8 @@ def _layers_of_peft() -> None:
     forward.bind_lora_layers = lambda model: None
 
 
-def _mkl() -> None:
-    products._ONEDNN = None
+def _other_product() -> None:
+    products._ONEDNN = products.onednn_product() if products._ONEDNN is None else None
 
 
 SWITCHES: dict[str, Callable[[], None]] = {
@@ -32,6 +32,6 @@ SWITCHES: dict[str, Callable[[], None]] = {
     "flash kernels joined (keys gathered, masked)": _gathered_keys,
     "the head's gradient in its forward (logits twice)": _head_computed_twice,
     "LoRA layers and MLPs as one function (peft's)": _layers_of_peft,
-    "oneDNN's products (MKL's)": _mkl,
+    "the product that suits the processor (the other of oneDNN's and MKL's)": _other_product,
 }
 """What is switched off (and what takes its place) -> how."""

@@ -7,6 +7,7 @@ import torch
 from peft import LoHaConfig, LoraConfig, get_peft_model
 
 from conftest import make_model
+from naysay.core import products
 from naysay.core.products import frozen_linear
 from naysay.modeling import lora_forward
 from naysay.modeling.forward import enable_group_forward, response_logps
@@ -141,6 +142,16 @@ def test_a_forward_that_another_library_put_there_stays():
     assert layer.forward is theirs
 
 
+@pytest.fixture(params=["oneDNN", "MKL"])
+def product(request, monkeypatch):
+    """Each of the two products, whichever suits this processor."""
+    found = products.onednn_product() if request.param == "oneDNN" else None
+    if request.param == "oneDNN" and found is None:
+        pytest.skip("this torch was built without oneDNN")
+    monkeypatch.setattr(products, "_ONEDNN", found)
+
+
+@pytest.mark.usefixtures("product")
 @pytest.mark.parametrize("rows", [1, 31, 32, 257])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_frozen_product_equals_linear(rows, dtype):
@@ -201,6 +212,7 @@ def test_no_tokens_give_no_rows_and_gradients_of_zero(shape):
     assert not layer.self_attn.q_proj.lora_B.default.weight.grad.any()
 
 
+@pytest.mark.usefixtures("product")
 def test_a_bias_with_gaps_is_read_as_it_is():
     x, weight, bias = torch.randn(64, 24), torch.randn(40, 24), torch.randn(80)[::2]
     assert torch.allclose(frozen_linear(x, weight, bias), x @ weight.T + bias, atol=1e-5)

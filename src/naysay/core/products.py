@@ -3,14 +3,33 @@
 Legend: T tokens, I features in, O features out.
 """
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-# oneDNN's float32 product. torch itself goes to MKL there, which on AVX-512 processors that are not Intel's leaves a
-# tenth of the rate (benchmarks/products.py). None where torch was built without oneDNN.
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+def is_intel() -> bool:
+    """Whether the processor says that Intel made it; Linux and Windows tell."""
+    try:
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        said = os.environ.get("PROCESSOR_IDENTIFIER", "")
+    return "GenuineIntel" in said
+
+
+def onednn_product() -> Callable[..., Tensor] | None:
+    """oneDNN's float32 product; None where torch was built without it."""
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+# torch itself goes to MKL, which on AVX-512 processors that are not Intel's leaves a tenth of the rate, and on Intel's is
+# the faster one (benchmarks/products.py).
+_ONEDNN = None if is_intel() else onednn_product()
 
 
 def frozen_linear(
