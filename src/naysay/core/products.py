@@ -27,8 +27,8 @@ def onednn_product() -> Callable[..., Tensor] | None:
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-# torch itself goes to MKL, which on AVX-512 processors that are not Intel's leaves a tenth of the rate, and on Intel's is
-# the faster one (benchmarks/products.py).
+# torch itself goes to MKL, which is the faster one on Intel's processors and leaves a tenth of the rate on others with
+# AVX-512 (benchmarks/products.py).
 _ONEDNN = None if is_intel() else onednn_product()
 
 
