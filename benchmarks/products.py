@@ -2,7 +2,7 @@
 
     python -m benchmarks.products
 
-MKL's is what `x @ w` calls; for frozen matrices naysay calls oneDNN's, but on Intel's processors (core/products.py).
+MKL's is what `x @ w` calls; for frozen matrices naysay calls oneDNN's, on AMD's processors (core/products.py).
 """
 
 import argparse

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,9 @@ SHORT, MIDDLE, LONG = Case(16, 64, 8), Case(128, 64, 11), Case(512, 64, 8)
 RACES = (
     Race(SHORT, "unshared", 0.97),
     Race(LONG, "one at a time", 3.8),
-    Race(MIDDLE, "trl", 7.5),
-    Race(MIDDLE, "trl:11", 7.5, memory_at_most=0.3),
     Race(LONG, "trl", 12.0),
+    Race(MIDDLE, "trl", 7.5),
+    Race(MIDDLE, "trl:11", memory_at_most=0.3),
     Race(Case(16, 64, 1), "unshared"),
 )
 QUICK = (Race(SHORT, "unshared", 0.97), Race(Case(128, 64, 3), "trl", 1.0))
@@ -87,9 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.tune_peer and "sample" in given.sections:
             tune_generate(PEER_SETTINGS, given.threads)
         if "step" in given.sections:
-            results["step"] = [race(one, _turns(one, given.repeats), given.threads) for one in races]
+            results["step"] = steps(races, given.repeats, given.threads)
         if "parts" in given.sections:
-            results["parts"] = parts(Case(128, 64, 3) if given.quick else MIDDLE, given.repeats, given.threads)
+            results["parts"] = parts(
+                Case(128, 64, 3) if given.quick else MIDDLE, max(1, given.repeats // 2), given.threads
+            )
         if "size" in given.sections:
             results["size"] = sizes(quick=given.quick, threads=given.threads)
         measures = {
@@ -109,6 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     print(f"written: {given.out}")
     return 0
+
+
+def steps(races: Sequence[Race], repeats: int, threads: int) -> list[dict[str, Any]]:
+    """The races, one after the other; those that follow each other with the same case share the worker of ours."""
+    results = []
+    for (ours, case), same in groupby(races, lambda one: (one.ours, one.case)):
+        with worker(ours, case, threads) as own:
+            results += [race(one, _turns(one, repeats), threads, own) for one in same]
+    return results
 
 
 def race(one: Race, repeats: int, threads: int, ours: Connection | None = None) -> dict[str, Any]:
@@ -188,8 +200,8 @@ def sizes(*, quick: bool, threads: int) -> list[dict[str, Any]]:
     for case in dict.fromkeys(case for cases in axes.values() for case in cases):
         for name in ("naysay", *((f"naysay, {budget} tokens",) if case.tokens > budget else ())):
             with worker(name, case, threads) as ours:
-                steps = [ask(ours) for _ in range(1 if quick else 2)]
-            seconds, peak = min(step["seconds"] for step in steps), max(step["peak_bytes"] for step in steps)
+                step = ask(ours)
+            seconds, peak = step["seconds"], step["peak_bytes"]
             measured[case, name] = {"ours": name, "seconds": seconds, "peak_gb": peak / 1e9}
             print(f"size {case.name}: {name} {seconds:.2f} s, {peak / 1e9:.2f} GB", flush=True)
     return [

@@ -43,6 +43,12 @@ class StorageError(NaysayError, OSError):
     """Nothing could be written (disk full, no permission). What was there before is intact."""
 
 
+class WorkerError(NaysayError, RuntimeError):
+    """A process that naysay started for a part of the work ended before it was done, e.g. for want of memory."""
+
+    exit_code = 1
+
+
 class ServerError(NaysayError, RuntimeError):
     """A server that was asked over HTTP cannot be used: unreachable, refusing, or failing again and again."""
 

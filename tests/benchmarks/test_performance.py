@@ -134,7 +134,7 @@ def test_where_axes_meet_is_measured_once(monkeypatch):
     monkeypatch.setattr(run, "ask", ask)
     monkeypatch.setattr(run, "needed_flops", lambda case: {"body": 1e9})
     found = run.sizes(quick=False, threads=1)
-    assert len(asked) == 2 * len(set(asked))
+    assert len(asked) == len(set(asked))
     points = {(p["axis"], *(p["case"][n] for n in ("prompt", "answer", "k", "vocabulary")), p["ours"]) for p in found}
     assert len(points) == len(found)
     centre = [point["seconds"] for point in found if point["case"] == asdict(run.CENTRE)]
@@ -183,3 +183,20 @@ def test_the_peer_gets_the_batch_size_that_was_found_for_it(monkeypatch, tmp_pat
     monkeypatch.setattr(run, "ask", lambda connection: {"seconds": next(seconds)})
     run.tune_peer([run.Race(CASE, "trl", 1.0), run.Race(CASE, "one at a time", 1.0)], threads=1)
     assert run.peer_batch(CASE) == 2
+
+
+def test_races_of_one_case_share_a_worker_of_ours(monkeypatch):
+    started = []
+
+    def race(one, turns, threads, ours):
+        return one.rival, turns, ours
+
+    monkeypatch.setattr(
+        run, "worker", lambda name, case, threads: nullcontext(started.append(case.name) or len(started))
+    )
+    monkeypatch.setattr(run, "race", race)
+    found = run.steps(run.RACES, 3, threads=1)
+    assert started == list(dict.fromkeys(one.case.name for one in run.RACES))
+    # TRL's steps are long: two turns at most, one where its memory alone is asked for.
+    assert [turns for _, turns, _ in found] == [3, 3, 2, 2, 1, 3]
+    assert [ours for *_, ours in found] == [1, 2, 2, 3, 3, 4]

@@ -1,4 +1,4 @@
-"""Buckets, halves and quick ways change nothing but time and memory."""
+"""Buckets, two processes and quick ways change nothing but time and memory."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from ingest.mixed import count_tokens, mixed_rows
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.config.load import parse_config
-from naysay.errors import DataError
+from naysay.errors import DataError, WorkerError
 from naysay.ingest import read, spread, stage
 from naysay.ingest.columns import find_columns
 from naysay.ingest.formats import ParsedAnswer, parse_row, plain_reader
@@ -173,8 +173,10 @@ def test_an_unreadable_line_is_named_wherever_it_is(ingest: Ingest, tmp_path: Pa
 def test_a_second_process_that_dies_is_an_error() -> None:
     with SecondProcess() as second:
         wait = second.start(os._exit, 3)
-        with pytest.raises(ChildProcessError, match="ended before its work"):
+        with pytest.raises(WorkerError, match=r"ended before its work \(exit code 3"):
             wait()
+        with pytest.raises(WorkerError, match="exit code 3"):
+            second.start(os.getpid)()
 
 
 def test_spans_and_chosen_lines_of_json_lines(tmp_path: Path) -> None:

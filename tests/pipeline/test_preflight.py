@@ -29,6 +29,8 @@ def test_target_modules_that_the_model_lacks_are_said_first(tmp_path, tiny_model
     model = f"model.name={tmp_path}"
     with pytest.raises(ModelError, match=r"the adapter does not fit the model \(.*nothing_proj.*set training\.lora"):
         check_settings(load_config(None, [model, "training.lora.target_modules=[nothing_proj]"]))
+    with pytest.raises(ModelError, match="the adapter does not fit the model"):
+        check_settings(load_config(None, [model, "training.lora.target_modules='*_proj'"]))
     check_settings(load_config(None, [model, "training.lora.target_modules=[q_proj]"]))
 
 

@@ -3,6 +3,7 @@
 import marshal
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +15,7 @@ from naysay.artifacts.store import explain_storage_errors
 
 WRITERS = 2
 _BUFFER_BYTES = 1 << 13
+_OPEN_FILES = 100
 _MARSHAL_VERSION = 2
 """The last one that does not look for objects that occur twice, which takes longer than writing them twice."""
 _LENGTH_BYTES = 8
@@ -57,8 +59,10 @@ class SpillWriter:
             file.write(values.tobytes())
 
     def close(self) -> None:
-        while self._files:
-            self._files.popitem()[1].close()
+        with explain_storage_errors(self.folder), ExitStack() as stack:
+            for file in self._files.values():
+                stack.callback(file.close)
+            self._files = {}
 
 
 class RunWriter:
@@ -161,7 +165,8 @@ def read_arrays(folder: Path, name: str, part: int, dtype: Any) -> np.ndarray:
 
 
 class ArrayReader:
-    """Single stretches of the numbers that one writer wrote. A part's file is opened once, at its first stretch."""
+    """Single stretches of the numbers that one writer wrote. A part's file stays open for more of them, but not every
+    system lets a process have hundreds."""
 
     def __init__(self, folder: Path, name: str, dtype: Any):
         self.folder, self.name, self.dtype = folder, name, np.dtype(dtype)
@@ -171,6 +176,8 @@ class ArrayReader:
         """`count` numbers of a part, from number `start` on."""
         file = self._files.get(part)
         if file is None:
+            if len(self._files) >= _OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
             file = self._files[part] = _file(self.folder, self.name, part, 0).open("rb", buffering=0)
         size = self.dtype.itemsize
         file.seek(start * size)

@@ -7,6 +7,7 @@ spawned process would run the caller's script once more where that has no `if __
 import gc
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -14,9 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from naysay.errors import NaysayError
+from naysay.errors import NaysayError, WorkerError
 
 Result = TypeVar("Result")
+_SECONDS_TO_END = 5.0
 
 
 class SecondProcess:
@@ -31,27 +33,41 @@ class SecondProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        # It may be writing a file, which it then removes.
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
     def start(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Callable[[], Result]:
         """Begin a call; what is returned waits for its result, or raises what the call raised."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        pickle.dump((function, args, kwargs), stdin)
-        stdin.flush()
+        try:
+            pickle.dump((function, args, kwargs), stdin)
+            stdin.flush()
+        except BrokenPipeError as error:
+            raise self._ended() from error
 
         def wait() -> Result:
             try:
                 done, value = pickle.load(stdout)
-            except EOFError as error:
-                raise ChildProcessError("the second process of ingest ended before its work; see its output") from error
+            except (EOFError, pickle.UnpicklingError) as error:
+                raise self._ended() from error
             if done:
                 return value
             raise value
 
         return wait
+
+    def _ended(self) -> WorkerError:
+        return WorkerError(
+            f"the second process of ingest ended before its work (exit code {self._process.wait()}; -9 mostly means "
+            "that memory ran out); see what it printed, free some memory and run the same command again"
+        )
 
 
 def share(
@@ -114,6 +130,9 @@ def share(
 def serve() -> None:
     """Do what the first process asks for until it goes away."""
     gc.disable()
+    # Ctrl-C reaches both processes; the first one says so, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     # What the work prints must not get between the answers.
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
     while True:

@@ -42,7 +42,7 @@ class Spread:
 
 
 def bucket_bits(content_bytes: int) -> int:
-    """log2 of the number of buckets: a bucket holds a few megabytes, whatever the file."""
+    """log2 of the number of buckets: a bucket holds a few megabytes, up to a file of a gigabyte."""
     buckets = min(max(content_bytes // _BYTES_PER_BUCKET, 1), _MOST_BUCKETS)
     return (buckets - 1).bit_length()
 

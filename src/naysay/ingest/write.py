@@ -44,7 +44,7 @@ def write_records(
         # The splits are written at the same time: the first one in its place, the others beside it.
         paths = [temporary, *(task.folder / f"{kind}-{split}" for split in SPLITS[1:])]
         with ExitStack() as stack:
-            whole, *others = files = [stack.enter_context(item.open("w+b", buffering=0)) for item in paths]
+            whole, *others = files = [stack.enter_context(item.open("w+b")) for item in paths]
             for number, (places, codes) in enumerate(zip(pieces, buckets, strict=True)):
                 order = np.frombuffer(read_piece(task.folder, ORDER, places[ORDER]), np.uint32)
                 chosen = [order[codes == code] for code in range(len(SPLITS))]

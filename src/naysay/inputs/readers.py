@@ -103,7 +103,7 @@ class RowReader:
             yield from batch
 
     def batches(self, span: Span | None = None) -> Iterator[list[RawRow]]:
-        """The rows of the file, or of one of its `spans`, some at a time: about a megabyte of text."""
+        """The rows of the file, or of one of its `spans`, some at a time: about a megabyte of JSON lines, else 1024."""
         with _explain_unreadable(self.path):
             match self._suffix:
                 case ".csv":
@@ -123,13 +123,13 @@ class RowReader:
         spans: list[Span] = []
         if self._suffix != ".jsonl":
             return spans
-        with _explain_unreadable(self.path), self.path.open("rb", buffering=0) as file:
+        with _explain_unreadable(self.path), self.path.open("rb") as file:
             start, line, total = 0, 1, self.path.stat().st_size
             while start < total:
                 end = min(start + size, total)
                 lines = 0
-                while left := end - file.tell():
-                    lines += file.read(min(left, _CHUNK_BYTES)).count(b"\n")
+                while data := file.read(min(end - file.tell(), _CHUNK_BYTES)):
+                    lines += data.count(b"\n")
                 lines += file.readline().count(b"\n")
                 spans.append(Span(start, file.tell(), line))
                 start, line = file.tell(), line + lines
@@ -139,17 +139,23 @@ class RowReader:
         """The rows of these lines, which ascend; JSON lines beside them are not parsed."""
         wanted = iter(lines)
         line = next(wanted, None)
+        if line is None:
+            return
         if self._suffix not in (".jsonl", ".jsonl.gz"):
             for raw in self:
                 if raw.line == line:
                     yield raw
                     line = next(wanted, None)
+                    if line is None:
+                        return
             return
         with _explain_unreadable(self.path):
             for first, some in self._lines(None):
                 while line is not None and line < first + len(some):
                     yield from self._parse_lines([some[line - first]], line)
                     line = next(wanted, None)
+                if line is None:
+                    return
 
     def _lines(self, span: Span | None) -> Iterator[tuple[int, list[bytes]]]:
         """Some lines of a file of JSON lines at a time, and the number of the first of them."""

@@ -49,13 +49,13 @@ def prompt_text(messages: Sequence[Message]) -> str:
     return "\n".join(item["content"] for item in messages if item["role"] != "system").lower()
 
 
-def shingle_tokens(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+def shingle_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The distinct word 3-shingles of texts; a shorter text is its words, as one.
 
     Example: "how do i bake bread?" has three: "how do i", "do i bake", "i bake bread".
 
     Args:
-        texts: each a lower-cased text, or (bytes) the JSON of a text, which need not be lower-cased.
+        texts: lower-cased.
 
     Returns:
         tokens (uint64) of all texts one after the other, ascending in each, and how many each text has.
@@ -92,10 +92,10 @@ def _joined(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
     return np.concatenate([tokens for tokens, _ in found]), np.concatenate([sizes for _, sizes in found])
 
 
-def _tokens_of_texts(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+def _tokens_of_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     plain = [_plain(text) for text in texts]
     ends = np.cumsum(np.fromiter(map(len, plain), np.int64, len(plain)) + 1)
-    return _tokens(b"\n".join([*plain, b""]), ends, lambda row: _text(texts[row]))
+    return _tokens(b"\n".join([*plain, b""]), ends, lambda row: texts[row])
 
 
 def _tokens_of_json(data: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,18 +227,14 @@ def _empty_key(row: int, text: str) -> int:
     return row << TOKEN_BITS | int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - TOKEN_BITS)
 
 
-def _plain(text: str | bytes) -> bytes:
+def _plain(text: str) -> bytes:
     """UTF-8 in which every byte beyond ASCII belongs to a word; only what is ASCII need be lower-cased."""
-    if isinstance(text, bytes):
-        # The quotes around it belong to no word.
-        if text.isascii() and b"\\" not in text:
-            return text
-        text = _text(text)
     return (text if text.isascii() else " ".join(_WORD.findall(text))).encode()
 
 
-def _text(text: str | bytes) -> str:
-    return orjson.loads(text).lower() if isinstance(text, bytes) else text
+def _text(data: bytes) -> str:
+    """The text of its JSON, lower-cased."""
+    return orjson.loads(data).lower()
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """LoRA adapters: their configuration, and policies that are the base model with or without one."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def add_adapter(model: Any, settings: Any) -> Any:
 
     try:
         return get_peft_model(model, settings)
-    except ValueError as error:
+    except (ValueError, re.error) as error:  # target modules as text are a regular expression
         raise ModelError(
             f"the adapter does not fit the model ({' '.join(str(error).split())[:160]}); "
             "set training.lora.target_modules (target_modules of your peft_config) to modules that it has"
