@@ -1,6 +1,8 @@
 """Draw how time and memory of a step, and of ingest, grow with size, from what `python -m benchmarks.run` wrote.
 
 python -m benchmarks.curves benchmarks/results/performance.json docs/performance.png
+
+Of several results the first one that has a section counts.
 """
 
 import argparse
@@ -28,11 +30,11 @@ _SETTINGS: Any = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the results, write the picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("picture", type=Path)
     given = parser.parse_args(arguments)
     with mpl.rc_context(_SETTINGS):
-        results = read_json(given.results)
+        results = {name: section for file in reversed(given.results) for name, section in read_json(file).items()}
         figure = draw(results["size"], results.get("ingest", ()))
         FigureCanvasAgg(figure).print_png(str(given.picture))
 
@@ -80,7 +82,7 @@ def _panel(axes: Axes, points: Sequence[dict[str, Any]], field: str, measure: st
     if within:
         line = sorted({**together, **within}.items())
         axes.plot(*zip(*line, strict=True), marker="s", ls="--", color=_BUDGET, label=f"{_budget(points)} at a time")
-    axes.plot(*zip(*together.items(), strict=True), marker="o", color=_ALL, label="all at once")
+    axes.plot(*zip(*sorted(together.items()), strict=True), marker="o", color=_ALL, label="all at once")
     axes.set_xlim(left=0)
 
 

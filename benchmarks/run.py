@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         results: dict[str, Any] = {
             "benchmark": "performance",
-            "command": f"python -m benchmarks.run {' '.join(sys.argv[1:])}".strip(),
+            "called_as": f"python -m benchmarks.run {' '.join(sys.argv[1:])}".strip(),
             "threads": given.threads,
             "environment": {**environment(), "cores": os.cpu_count()},
         }
