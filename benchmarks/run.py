@@ -90,9 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "step" in given.sections:
             results["step"] = steps(races, given.repeats, given.threads)
         if "parts" in given.sections:
-            results["parts"] = parts(
-                Case(128, 64, 3) if given.quick else MIDDLE, max(1, given.repeats // 2), given.threads
-            )
+            turns = max(1, given.repeats // 2)
+            results["parts"] = parts(quick=given.quick, repeats=turns, threads=given.threads)
         if "size" in given.sections:
             results["size"] = sizes(quick=given.quick, threads=given.threads)
         measures = {
@@ -184,10 +183,13 @@ def _line(of: dict[str, Any]) -> str:
     )
 
 
-def parts(case: Case, repeats: int, threads: int) -> list[dict[str, Any]]:
+def parts(*, quick: bool, repeats: int, threads: int) -> list[dict[str, Any]]:
     """What each measure contributes: the step without it, timed in turn with the step that has all; and what gradient
-    checkpointing would."""
+    checkpointing would. Quickly: what sharing the prompt does, alone."""
+    case = Case(128, 64, 3) if quick else MIDDLE
     rivals = ["pairs", "unshared", *(f"without {name}" for name in SWITCHES), "naysay, checkpointing"]
+    if quick:
+        rivals = ["unshared"]
     with worker("naysay", case, threads) as ours:
         return [race(Race(case, rival), min(repeats, 2), threads, ours) for rival in rivals]
 
