@@ -108,7 +108,7 @@ def _prompts(
     for place, (label, rows) in enumerate(zip(task.labels, task.rows, strict=True)):
         records += _usual_prompts(rows, number, numbers[place], label, of_part[2 * place])
         found = zip(merged[place], of_part[2 * place + 1], strict=True)
-        records += [start + record_end(SPLITS[split], kind) for (start, kind), split in found]
+        records += [start + record_end(SPLITS[split], its_kind) for (start, its_kind), split in found]
     for entries in chosen:
         yield [records[entry] for entry in entries.tolist()]
 
