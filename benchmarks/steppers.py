@@ -45,8 +45,9 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Tokens that must be computed where the prompt is shared."""
-        return self.prompt + self.answers * self.answer
+        """Tokens that must be computed where the prompt is shared: of an answer all but the last, which predicts
+        nothing."""
+        return self.prompt + self.answers * (self.answer - 1)
 
     @property
     def name(self) -> str:
@@ -233,8 +234,9 @@ def needed_flops(case: Case) -> dict[str, float]:
     (forward, and the gradient by their input), attention over allowed pairs alone. The adapter's own are left out."""
     config, body = _body()
     scored = case.answers * case.answer
-    own = case.answer * (case.answer + 1) // 2
-    pairs = case.prompt * (case.prompt + 1) // 2 + case.answers * (case.answer * case.prompt + own)
+    read = case.answer - 1
+    own = read * (read + 1) // 2
+    pairs = case.prompt * (case.prompt + 1) // 2 + case.answers * (read * case.prompt + own)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Two products forward and four backward, each of 2 operations an element of a head.
     attention = 12 * pairs * config.num_attention_heads * head_size * config.num_hidden_layers

@@ -19,8 +19,8 @@ def _head_computed_twice() -> None:
     forward._frozen_linear = lambda head, config: None
 
 
-def _layers_of_peft() -> None:
-    forward.bind_lora_layers = lambda model: None
+def _layers_of_the_libraries() -> None:
+    forward._BINDERS = ()
 
 
 def _other_product() -> None:
@@ -31,7 +31,7 @@ SWITCHES: dict[str, Callable[[], None]] = {
     "attention over allowed pairs (a dense mask)": _dense_mask,
     "flash kernels joined (keys gathered, masked)": _gathered_keys,
     "the head's gradient in its forward (logits twice)": _head_computed_twice,
-    "LoRA layers and MLPs as one function (peft's)": _layers_of_peft,
+    "LoRA layers, MLPs and norms as one function (peft's and transformers')": _layers_of_the_libraries,
     "the product that suits the processor (the other of oneDNN's and MKL's)": _other_product,
 }
 """What is switched off (and what takes its place) -> how."""

@@ -22,6 +22,9 @@ GROUPS = [
     ([5, 9, 11, 3, 8, 20, 31], [[7, 6, 256], [1], [9, 9, 4, 2, 256], [7, 6, 3]]),
     ([2], [[4, 256], [8]]),
     ([100, 101, 102], [[103] * 9]),
+    ([50, 51, 52, 53], [[1, 2, 3], [4, 5, 6], [7], [8, 9, 256], [10, 11, 12], [13, 14, 15]]),  # runs of equal lengths
+    ([60, 61], [[1, 256], [3, 4], [5, 6]]),
+    ([70, 71, 72], [[1], [256]]),  # nothing but the prompt is read
 ]
 
 
@@ -171,20 +174,26 @@ def test_prompt_tuning_is_refused():
 def test_the_first_token_of_every_branch_is_predicted_by_the_last_prompt_position():
     batch = layout_groups([([1, 2, 3], [[4, 5], [6], [7, 8]])])
     triples = list(zip(batch.scored_at.tolist(), batch.target_ids.tolist(), batch.response_of.tolist(), strict=True))
-    assert triples == [(2, 4, 0), (3, 5, 0), (2, 6, 1), (2, 7, 2), (6, 8, 2)]
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4]]
+    assert triples == [(2, 4, 0), (3, 5, 0), (2, 6, 1), (2, 7, 2), (4, 8, 2)]
+
+
+def test_the_last_token_of_an_answer_is_predicted_and_not_read():
+    batch = layout_groups([([1, 2, 3], [[4, 5, 6], [7], [8, 9]])])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 8]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert batch.branch_ids.tolist() == [[0, 0, 0, 1, 1, 3]]
+    assert batch.target_ids.tolist() == [4, 5, 6, 7, 8, 9]
 
 
 def test_who_sees_whom():
-    batch = layout_groups([([1, 2], [[3, 4], [5]]), ([1], [[2]])])
+    batch = layout_groups([([1, 2], [[3, 4, 9], [5, 9]]), ([1], [[2, 9]])])
     mask = branch_mask(batch.branch_ids, batch.position_ids)[:, 0].int().tolist()
     assert mask[0] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
     assert mask[1] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
 
 
 def test_a_sliding_window_counts_positions_not_places():
-    batch = layout_groups([([1, 2, 3], [[4, 5], [6]])])
+    batch = layout_groups([([1, 2, 3], [[4, 5, 9], [6, 9]])])
     mask = branch_mask(batch.branch_ids, batch.position_ids, window=2)[0, 0].int().tolist()
     assert mask[5] == [0, 0, 1, 0, 0, 1]
     assert mask[4] == [0, 0, 0, 1, 1, 0]
@@ -292,9 +301,10 @@ def test_a_packed_row_holds_the_padded_rows_and_says_where(groups):
         list(prompt) for prompt, _ in groups
     ]
     assert [ids[at][mask].tolist() for at, mask in zip(branches.response_at, branches.response_mask, strict=True)] == [
-        list(answer) for _, answers in groups for answer in answers
+        list(answer[:-1]) for _, answers in groups for answer in answers if len(answer) > 1
     ]
-    assert branches.group_of.tolist() == [i for i, (_, answers) in enumerate(groups) for _ in answers]
+    longer = [(i, answer) for i, (_, answers) in enumerate(groups) for answer in answers if len(answer) > 1]
+    assert branches.group_of.tolist() == [i for i, _ in longer]
     flat = torch.cat([ids[branches.prompt_at].flatten(), ids[branches.response_at].flatten()])
     assert flat[branches.place].tolist() == ids.tolist()
 
@@ -323,7 +333,7 @@ def test_a_split_group_covers_every_response_within_the_budget():
     group = (list(range(10)), [[1] * n for n in (5, 9, 2, 30, 4)])
     parts = split_group(group, 25)
     assert [i for part in parts for i in part] == [0, 1, 2, 3, 4]
-    assert all(len(part) == 1 or 10 + sum(len(group[1][i]) for i in part) <= 25 for part in parts)
+    assert all(len(part) == 1 or 10 + sum(len(group[1][i]) - 1 for i in part) <= 25 for part in parts)
 
 
 def peak_of_a_step(vocabulary):
@@ -392,3 +402,21 @@ def test_heads_with_gaps_are_not_given_to_the_flash_kernels():
         0
     ]
     assert torch.allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral_sliding", "gemma3", "mamba"])
+@pytest.mark.parametrize("attention", ["flash", "gathered", "eager"])
+def test_answers_of_one_token_alone_need_the_prompt_alone(kind, attention, monkeypatch):
+    groups = [([7, 8, 9], [[3], [256]]), ([4], [[5]])]
+    if attention == "gathered":
+        monkeypatch.setattr(branch_attention, "_flash_covers", lambda *args: False)
+    model = make_model(kind, dtype=torch.float64)
+    if attention == "eager":
+        model.config._attn_implementation = "eager"
+    enable_group_forward(model)
+    oracle = one_at_a_time_logps(model, groups)
+    expected = gradients(model, oracle)
+    found = response_logps(model, groups, head_chunk=4)
+    assert torch.allclose(found, oracle, rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients(model, found).items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-5, atol=1e-5), name

@@ -22,7 +22,7 @@ GROUPS = [
 ]
 
 
-def score(root, model=None, groups=GROUPS, budget=24, **changes):
+def score(root, model=None, groups=GROUPS, budget=18, **changes):
     return score_groups(
         model or make_model(),
         make_tokenizer(),

@@ -1,5 +1,7 @@
 """Where the tokens of a prompt and its many answers stand, who sees whom, and what fits into one forward.
 
+An answer's last token is predicted, but nothing is predicted from it and nothing sees it: it is no part of a row.
+
 Legend: S rows, T tokens of a row, M scored tokens, B groups, R responses, P and L tokens of the longest of them.
 """
 
@@ -75,9 +77,11 @@ def pack_groups(groups: Sequence[TokenGroup]) -> tuple[GroupBatch, Branches]:
     for number, (mine, (_, answers)) in enumerate(zip(prompts, groups, strict=True)):
         start = mine.stop
         for answer in answers:
-            responses.append(range(start, start + len(answer)))
-            group_of.append(number)
-            start += len(answer)
+            read = len(answer) - 1
+            if read:
+                responses.append(range(start, start + read))
+                group_of.append(number)
+                start += read
     return batch, _branches(prompts, responses, group_of)
 
 
@@ -91,9 +95,10 @@ def _rows(groups: Sequence[TokenGroup]) -> list[_Row]:
             start = len(row.ids)
             predictors = [len(prompt) - 1, *range(start, start + len(answer) - 1)]
             row.scored.extend((at, token, index) for at, token in zip(predictors, answer, strict=True))
-            row.ids.extend(answer)
-            row.positions.extend(range(len(prompt), len(prompt) + len(answer)))
-            row.branches.extend([index + 1] * len(answer))
+            read = answer[:-1]
+            row.ids.extend(read)
+            row.positions.extend(range(len(prompt), len(prompt) + len(read)))
+            row.branches.extend([index + 1] * len(read))
         rows.append(row)
     return rows
 
@@ -159,7 +164,7 @@ def branch_mask(
 def group_length(group: TokenGroup) -> int:
     """Tokens of one laid-out group."""
     prompt, answers = group
-    return len(prompt) + sum(len(answer) for answer in answers)
+    return len(prompt) + sum(len(answer) - 1 for answer in answers)
 
 
 def plan_microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -188,10 +193,11 @@ def split_group(group: TokenGroup, budget: int) -> list[list[int]]:
     parts: list[list[int]] = []
     used = 0
     for index, answer in enumerate(answers):
-        if parts and used + len(answer) <= budget:
+        read = len(answer) - 1
+        if parts and used + read <= budget:
             parts[-1].append(index)
-            used += len(answer)
+            used += read
         else:
             parts.append([index])
-            used = len(prompt) + len(answer)
+            used = len(prompt) + read
     return parts

@@ -2,8 +2,9 @@
 
 A dense mask over n tokens costs n² pairs, of which a prompt with many answers allows a small part: the 896 tokens of a
 prompt of 128 and 12 answers of 64 have 803 thousand pairs, of which 164 thousand are computed here. The row is cut into
-prompts (causal among themselves) and responses (each sees its prompt and itself), each padded to the longest of its
-kind, and put together again; linear layers still see one row without padding.
+prompts (causal among themselves) and responses (each sees its prompt and itself), and put together again: as slices
+where flash kernels do it (`branch_flash`), else each padded to the longest of its kind. Linear layers still see one row
+without padding.
 
 It is registered with transformers under a name of its own. Without `naysay_branches` it is the library's sdpa.
 
@@ -23,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from naysay.core.groups import Branches
-from naysay.modeling.branch_flash import Places, branch_flash
+from naysay.modeling.branch_flash import Place, branch_flash
 
 NAME = "naysay_branches"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
@@ -39,8 +40,8 @@ class BranchMasks:
     made: dict[Any, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @cached_property
-    def places(self) -> Places:
-        return Places.of(self.branches)
+    def places(self) -> list[Place]:
+        return Place.of_all(self.branches)
 
     @cached_property
     def longest(self) -> int:
@@ -112,13 +113,15 @@ def branch_attention(
     branches = naysay_branches.branches
     prompt_mask, response_mask = naysay_branches.of(sliding_window, query.shape[1] // key.shape[1], query.dtype)
     of_prompts = [states[branches.prompt_at] for states in (query_T, key_T, value_T)]
+    prompts_out = _attend(*of_prompts, mask=prompt_mask, scaling=scaling)
+    if not len(branches.group_of):
+        return prompts_out.flatten(0, 1)[branches.place][None], None
     of_responses = [states[branches.response_at] for states in (query_T, key_T, value_T)]
     # A response sees its prompt's keys and values, then its own.
     seen = [
         torch.cat([prompts[branches.group_of], own], 1)
         for prompts, own in zip(of_prompts[1:], of_responses[1:], strict=True)
     ]
-    prompts_out = _attend(*of_prompts, mask=prompt_mask, scaling=scaling)
     responses_out = _attend(of_responses[0], *seen, mask=response_mask, scaling=scaling)
     out = torch.cat([prompts_out.flatten(0, 1), responses_out.flatten(0, 1)])
     return out[branches.place][None], None

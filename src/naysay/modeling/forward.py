@@ -23,8 +23,11 @@ from naysay.core.prefix import PROMPT, TokenGroup, branch_mask, layout_groups, p
 from naysay.errors import DataError, ModelError
 from naysay.modeling import branch_attention
 from naysay.modeling.lora_forward import bind_lora_layers
+from naysay.modeling.norm_forward import bind_norms
+from naysay.modeling.rotary_forward import bind_rotary
 
 logger = logging.getLogger(__name__)
+_BINDERS = (bind_lora_layers, bind_norms, bind_rotary)
 _DENSE_MASK_ATTENTION = {"sdpa", "eager"}
 _CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _CHECK_TOLERANCE_HALF = 0.25
@@ -39,7 +42,8 @@ def enable_group_forward(model: nn.Module) -> bool:
     another head), a warning says so and every answer is computed on its own, which is slower and exact.
     """
     lm = causal_lm(model)
-    bind_lora_layers(lm)  # each time: an adapter may have come since
+    for bind in _BINDERS:  # each time: an adapter may have come since
+        bind(lm)
     if "_naysay" not in vars(lm):
         lm._naysay = _Binding(vars(lm).get("forward"))
         lm.forward = types.MethodType(_forward_of(type(lm)), lm)
@@ -292,14 +296,14 @@ def _forward(
 
 
 def _token_groups(batch: GroupBatch) -> list[TokenGroup]:
-    groups: list[TokenGroup] = []
-    for ids, branches in zip(batch.input_ids.tolist(), batch.branch_ids.tolist(), strict=True):
-        answers: list[list[int]] = [[] for _ in range(max(branches))]
-        for token, branch in zip(ids, branches, strict=True):
-            if branch > PROMPT:
-                answers[branch - 1].append(token)
-        groups.append(([token for token, branch in zip(ids, branches, strict=True) if branch == PROMPT], answers))
-    return groups
+    answers: list[dict[int, list[int]]] = [{} for _ in batch.input_ids]
+    scored = (batch.scored_row.tolist(), batch.response_of.tolist(), batch.target_ids.tolist())
+    for row, response, token in zip(*scored, strict=True):
+        answers[row].setdefault(response, []).append(token)
+    prompts = [
+        ids[branches == PROMPT].tolist() for ids, branches in zip(batch.input_ids, batch.branch_ids, strict=True)
+    ]
+    return [(prompt, list(mine.values())) for prompt, mine in zip(prompts, answers, strict=True)]
 
 
 def _attention_masks(lm: Any, batch: GroupBatch) -> Any:

@@ -87,7 +87,7 @@ class _Layer:
         if adapter is None:
             return None
         low, high = module.lora_A[adapter], module.lora_B[adapter]
-        if not _plain(x, (base, low, high)) or low.bias is not None or high.bias is not None:
+        if not plain(x, (base, low, high)) or low.bias is not None or high.bias is not None:
             return None
         if any(parameter.requires_grad for parameter in base.parameters()):
             return None
@@ -111,14 +111,15 @@ def _only_adapter(layer: Any) -> str | None:
     return active[0] if isinstance(layer.lora_dropout[active[0]], nn.Identity) else None
 
 
-def _plain(x: Tensor, modules: tuple[Any, ...]) -> bool:
-    """Whether one product after another gives what the modules would: one dtype, no autocast, no hooks, no sharding."""
+def plain(x: Tensor, modules: tuple[Any, ...], *, bound: bool = False) -> bool:
+    """Whether the modules' formulas on their weights give what the modules would: one dtype, no autocast, no hooks, no
+    sharding, and no forward put in place of their class's (`bound`: the one there is the caller)."""
     if torch.is_autocast_enabled(x.device.type):
         return False
     for module in modules:
         if type(module.weight) is not nn.Parameter or module.weight.dtype != x.dtype:
             return False
-        if _hooked(module) or "forward" in vars(module):
+        if _hooked(module) or ("forward" in vars(module) and not bound):
             return False
     return True
 
@@ -149,7 +150,8 @@ def _layer_grads(
     grad_TO: Tensor, through_Tr: Tensor, x_TI: Tensor, low_Tr: Tensor, scaling: float
 ) -> tuple[None, None, Tensor, Tensor]:
     """Gradients by the layer's tensors: nothing for W and the bias, [r, I] for A, [O, r] for B."""
-    return None, None, through_Tr.T @ x_TI, (grad_TO.T @ low_Tr).mul_(scaling)
+    # As [r, O] and turned: few rows times many columns is the faster way round.
+    return None, None, through_Tr.T @ x_TI, (low_Tr.T @ grad_TO).mul_(scaling).T
 
 
 class _LoraLinear(torch.autograd.Function):
