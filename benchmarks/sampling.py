@@ -27,7 +27,7 @@ SETTINGS = SamplingSettings(temperature=0.7, top_k=50, top_p=0.9, max_new_tokens
 NAME = f"sample K={K}, P={PROMPT_TOKENS}, R={NEW_TOKENS}"
 TARGET = 2.2
 PROMPTS = 32
-OURS_A_TURN, THEIRS_A_TURN = 16, 8
+PROMPTS_A_TURN = 16
 PEER_PROMPTS = (1, 2, 4, 8, 32)
 
 Prompt = tuple[int, ...]
@@ -48,23 +48,19 @@ def requests_of(prompts: Sequence[Prompt]) -> list[Request]:
 
 
 def sampling(peer_settings: Path, *, quick: bool, threads: int) -> list[dict[str, Any]]:
-    """32 prompts, drawn in turn: a turn is 16 of them for naysay, then 8 (a call of the size that suits it best) for
-    `generate`, until it has drawn all. A ratio is of neighbours in time. With `quick` one turn of 4 and 4."""
+    """32 prompts in turns: 16 of them by naysay, then by `generate` in calls of the size that suits it.
+    A ratio is of neighbours in time. With `quick` one turn of 4."""
     torch.set_num_threads(threads)
     model, sampler = load_both()
     prompts = random_prompts(4 if quick else PROMPTS)
     batch = min(peer_prompts(peer_settings), len(prompts))
-    mine, theirs = _slices(prompts, OURS_A_TURN), _slices(prompts, max(THEIRS_A_TURN, batch))
+    size = max(PROMPTS_A_TURN, batch)
     turns, rates = [], []
-    for number, slice_of_theirs in enumerate(theirs):
+    for start in range(0, len(prompts), size):
+        mine = prompts[start : start + size]
         rates.append(matmul_rate(threads))
-        ours = timed(draw, sampler, mine[number % len(mine)])
-        turns.append((ours, timed(generate, model, slice_of_theirs, batch)))
-    return [_result(model, turns, rates, prompts=len(prompts), ours=len(mine[0]), theirs=len(theirs[0]), batch=batch)]
-
-
-def _slices(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        turns.append((timed(draw, sampler, mine), timed(generate, model, mine, batch)))
+    return [_result(model, turns, rates, prompts=len(prompts), batch=batch)]
 
 
 def _result(
@@ -73,15 +69,13 @@ def _result(
     rates: Sequence[float],
     *,
     prompts: int,
-    ours: int,
-    theirs: int,
     batch: int,
 ) -> dict[str, Any]:
     ratios = [(mine[0] / mine[1]) / (other[0] / other[1]) for mine, other in turns]
     mine, other = (sum(tokens for tokens, _ in side) / sum(s for _, s in side) for side in zip(*turns, strict=True))
     rate, ratio = statistics.median(rates), statistics.median(ratios)
     seconds = sum(mine[1] for mine, _ in turns)
-    share = sum(needed_flops(model, ours, mine[0]) for mine, _ in turns) / seconds / rate
+    share = needed_flops(model, prompts, sum(mine[0] for mine, _ in turns)) / seconds / rate
     text = (
         f"{NAME}, {prompts} prompts: {mine:.0f} tokens/s; generate(num_return_sequences={K}), {batch} prompts a call, "
         f"{other:.0f}: {ratio:.2f}x [{min(ratios):.2f}, {max(ratios):.2f}] (target {TARGET:g}x"
@@ -90,7 +84,7 @@ def _result(
     return {
         "case": NAME,
         "prompts": prompts,
-        "prompts_a_turn": [ours, theirs],
+        "prompts_a_turn": min(prompts, max(PROMPTS_A_TURN, batch)),
         "generate_prompts_a_call": batch,
         "target": TARGET,
         "ratio": ratio,

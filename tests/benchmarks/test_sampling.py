@@ -46,8 +46,7 @@ def test_what_follows_an_end_of_text_does_not_count(tiny, monkeypatch):
 
 
 def test_a_ratio_is_of_neighbours_in_time(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "OURS_A_TURN", 3)
-    monkeypatch.setattr(benchmark, "THEIRS_A_TURN", 2)
+    monkeypatch.setattr(benchmark, "PROMPTS_A_TURN", 3)
     asked, given = [], iter([(100, 1.0), (50, 1.0), (120, 1.0), (40, 1.0)])
 
     def timed(run, *arguments):
@@ -56,13 +55,13 @@ def test_a_ratio_is_of_neighbours_in_time(tiny, monkeypatch, tmp_path):
 
     monkeypatch.setattr(benchmark, "timed", timed)
     (found,) = benchmark.sampling(tmp_path / "none.json", quick=False, threads=1)
-    assert asked == [("draw", [0, 1, 2]), ("generate", [0, 1]), ("draw", [3]), ("generate", [2, 3])]
+    assert asked == [("draw", [0, 1, 2]), ("generate", [0, 1, 2]), ("draw", [3]), ("generate", [3])]
     assert found["ratio"] == 2.5
     assert found["ratio_range"] == [2.0, 3.0]
     assert found["tokens_per_second"] == [110.0, 45.0]
     assert found["generate_prompts_a_call"] == 2
-    flops = sum(benchmark.needed_flops(tiny, 3, tokens) for tokens in (100, 120))
-    assert found["share_of_matmul_rate"] == pytest.approx(flops / 2.0 / 2e9)
+    assert found["prompts_a_turn"] == 3
+    assert found["share_of_matmul_rate"] == pytest.approx(benchmark.needed_flops(tiny, 4, 220) / 2.0 / 2e9)
     assert "2 prompts a call, 45: 2.50x [2.00, 3.00] (target 2.2x); " in found["text"]
 
 
