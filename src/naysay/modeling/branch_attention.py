@@ -1,7 +1,7 @@
 """Attention over a packed row of prompts and their branches: only pairs that may see each other are computed.
 
-A dense mask over n tokens costs n² pairs, of which a prompt with many answers allows a small part: the 896 tokens of a
-prompt of 128 and 12 answers of 64 have 803 thousand pairs, of which 164 thousand are computed here. The row is cut into
+A dense mask over n tokens costs n² pairs, of which a prompt with many answers allows a small part: the 884 tokens of a
+prompt of 128 and 12 answers of 64 have 781 thousand pairs, of which 161 thousand are computed here. The row is cut into
 prompts (causal among themselves) and responses (each sees its prompt and itself), and put together again: as slices
 where flash kernels do it (`branch_flash`), else each padded to the longest of its kind. Linear layers still see one row
 without padding.
