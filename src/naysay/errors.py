@@ -61,3 +61,11 @@ class NonFiniteLossError(NaysayError, ArithmeticError):
     """The loss became NaN or infinite; training stopped before the optimizer step."""
 
     exit_code = 1
+
+
+def missing_extra(name: str) -> str:
+    """What to do where a package of an extra is missing: the end of a message.
+
+    Example: `missing_extra("judge")`
+    """
+    return f"run in naysay's checkout: pip install -c constraints.txt -e '.[{name}]'"

@@ -202,5 +202,5 @@ def test_a_key_that_no_header_can_hold_is_one_line_without_it(key: str, monkeypa
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'naysay\[api\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '\.\[api\]'"):
         ChatClient("http://127.0.0.1:9/v1", "m")

@@ -90,6 +90,9 @@ def test_the_run_directory_has_what_others_rely_on(finished):
         "tokenizer.json",
         "README.md",
     }
+    modules = read_json(finished.adapter / "adapter_config.json")["target_modules"]
+    assert len(modules) > 1
+    assert modules == sorted(modules)  # a set's order would differ from run to run, and with it the file's digest
     page = finished.report.read_text()
     assert read_json(finished.summary)["verdict"].split(":")[0] in page
     rows = read_records(finished.generations, Generation)

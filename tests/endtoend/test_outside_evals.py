@@ -138,13 +138,13 @@ def test_a_task_that_is_not_there_is_said_before_a_model_loads(naysay, run, task
 
 def test_what_is_missing_is_said_in_one_line(naysay, run, monkeypatch):
     commands = {
-        "naysay[capability]": ["capability", "--tasks", "arc_easy"],
-        "naysay[inspect]": ["inspect", "export"],
+        "capability": ["capability", "--tasks", "arc_easy"],
+        "inspect": ["inspect", "export"],
     }
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     for extra, command in commands.items():
         line = naysay.refused(*command, "--out", run.path)
-        assert line.endswith(f"run: pip install '{extra}'")
+        assert line.endswith(f"run in naysay's checkout: pip install -c constraints.txt -e '.[{extra}]'")
 
 
 def test_answers_are_exported_as_logs_of_inspect(naysay, run):

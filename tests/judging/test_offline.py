@@ -170,7 +170,7 @@ def test_one_kind_alone_is_refused(tmp_path: Path) -> None:
 
 def test_without_scikit_learn_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'naysay\[judge\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '\.\[judge\]'"):
         fit(rows(), tmp_path / "judge")
 
 

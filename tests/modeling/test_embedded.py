@@ -109,7 +109,7 @@ def test_a_missing_reader_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("NAYSAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(embedded, "_GGUF_SHA256", digest_file(tmp_path / embedded._GGUF))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else spec)
-    with pytest.raises(ModelError, match=r"pip install 'naysay\[embedded\]'"):
+    with pytest.raises(ModelError, match=r"pip install -c constraints.txt -e '\.\[embedded\]'"):
         embedded.model_folder()
 
 

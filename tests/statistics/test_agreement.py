@@ -47,5 +47,5 @@ def test_without_variation_it_is_undefined_and_without_pairs_not_measured() -> N
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "krippendorff", None)
-    with pytest.raises(ConfigError, match=r"pip install 'naysay\[judge\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '\.\[judge\]'"):
         krippendorff_alpha([["a", "b"], ["a", "a"]])

@@ -205,8 +205,10 @@ def test_llmu_trains_on_normal_data_and_does_not_count_it_as_pairs_or_anchors(tm
 
 
 def test_what_an_objective_lacks_is_said(tmp_path, rows):
-    with pytest.raises(DataError, match=r"dropped .*groups_without_chosen.*6"):
+    with pytest.raises(DataError, match=r"expected a column 'chosen', found \['anchors', 'prompt', 'rejected'\]"):
         trainer(tmp_path, rows, "dpo")
+    with pytest.raises(DataError, match=r"dropped .*groups_without_chosen.*6"):
+        trainer(tmp_path, [row | {"chosen": row["rejected"]} for row in rows], "dpo")
     with pytest.raises(DataError, match="objective llmu needs normal data: give benign rows"):
         trainer(tmp_path, rows, "llmu", normal=[])
     with pytest.raises(DataError, match="expected at least 2 groups, found 1"):

@@ -172,6 +172,23 @@ def test_an_anchor_equal_to_a_negative_is_dropped():
     assert counts.dropped == {"anchors_equal_to_a_negative": 1}
 
 
+def test_token_ids_of_another_vocabulary_are_refused(tmp_path):
+    rows = [
+        {"prompt": "x", "rejected": "no", "anchors": [[5, 6]]},
+        {"prompt": "y", "rejected": [7, 259], "anchors": [[8]]},
+    ]
+    with pytest.raises(DataError, match=r"row 1: expected token ids below 259, the model's vocabulary, found 259; "):
+        trainer(tmp_path, rows)
+    rows[1]["rejected"] = [7, -1]
+    with pytest.raises(DataError, match=r"row 1: expected token ids below 259, the model's vocabulary, found -1; "):
+        trainer(tmp_path, rows)
+
+
+def test_no_rows_are_refused(tmp_path):
+    with pytest.raises(DataError, match="expected rows with prompt, rejected and anchors, found none"):
+        encode_rows([], make_tokenizer(), max_length=100)
+
+
 def test_missing_anchors_name_the_function_that_draws_them(tmp_path):
     with pytest.raises(DataError, match=r"naysay\.sample_anchors"):
         trainer(tmp_path, [{"prompt": "x", "rejected": "y"}])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from naysay.config.judging import check_base_url
-from naysay.errors import ConfigError, ServerError
+from naysay.errors import ConfigError, ServerError, missing_extra
 from naysay.records import Message
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def require_openai() -> None:
     import importlib.util
 
     if importlib.util.find_spec("openai") is None:
-        raise ConfigError("an LLM judge needs the package openai; run: pip install 'naysay[api]'")
+        raise ConfigError(f"an LLM judge needs the package openai; {missing_extra('api')}")
 
 
 def read_key(key_env: str | None) -> str:

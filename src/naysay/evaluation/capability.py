@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from naysay.errors import ConfigError, InputNotFoundError
+from naysay.errors import ConfigError, InputNotFoundError, missing_extra
 from naysay.modeling.adapters import BaseAndTuned
 from naysay.modeling.digests import policy_digest
 from naysay.modeling.progress import bars_on_terminal_only
@@ -261,7 +261,7 @@ def _prepare(task: "Task", num_fewshot: int | None) -> None:
 
 def _require_lm_eval() -> None:
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("naysay capability needs the package lm-eval; run: pip install 'naysay[capability]'")
+        raise ConfigError(f"naysay capability needs the package lm-eval; {missing_extra('capability')}")
 
 
 def _is_number(value: Any) -> bool:

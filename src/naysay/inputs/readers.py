@@ -271,8 +271,10 @@ def _decode(path: Path, data: bytes, line: int | None) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        where = path if line is None else f"{path}:{line}"
-        raise DataError(f"{where}: not UTF-8 ({error.reason}); convert it: {_CONVERT}") from error
+        where, how = path, f"convert it: {_CONVERT}"
+        if line is not None:
+            where, how = f"{path}:{line}", f"mend this line, or if all are so, convert the file: {_CONVERT}"
+        raise DataError(f"{where}: not UTF-8 ({error.reason}); {how}") from error
 
 
 _CONVERT = "iconv -f THE_FILES_ENCODING -t UTF-8 IN > OUT"

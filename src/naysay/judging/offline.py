@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from naysay.artifacts.digests import digest_json, digest_text, digest_tree
 from naysay.artifacts.store import read_json, write_directory_atomic, write_json, write_text
-from naysay.errors import ConfigError, DataError, InputNotFoundError, ModelError, RunDirectoryError
+from naysay.errors import ConfigError, DataError, InputNotFoundError, ModelError, RunDirectoryError, missing_extra
 from naysay.judging.labelled import LabelledAnswer
 from naysay.judging.scorer import Direction, Judged, Verdict, conversation_text
 from naysay.statistics import Estimate, auc
@@ -192,7 +192,7 @@ def require_sklearn() -> None:
     import importlib.util
 
     if importlib.util.find_spec("sklearn") is None:
-        raise ConfigError("the offline judge needs scikit-learn; run: pip install 'naysay[judge]'")
+        raise ConfigError(f"the offline judge needs scikit-learn; {missing_extra('judge')}")
 
 
 def require_judge(folder: Path) -> None:

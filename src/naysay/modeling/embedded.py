@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from naysay.artifacts.digests import digest_file
 from naysay.artifacts.store import read_json, write_directory_atomic, write_json
-from naysay.errors import ModelError
+from naysay.errors import ModelError, missing_extra
 
 NAME = "embedded:smollm2-135m"
 PREFIX = "embedded:"
@@ -80,7 +80,7 @@ def _gguf_path() -> Path:
     if not path.exists() or digest_file(path) != _GGUF_SHA256:
         raise ModelError(f"{NAME}: {path} is missing or is not the file of version 0.1.2; run: {_INSTALL}")
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{NAME}: reading the GGUF needs the package gguf; run: pip install 'naysay[embedded]'")
+        raise ModelError(f"{NAME}: reading the GGUF needs the package gguf; {missing_extra('embedded')}")
     return path
 
 

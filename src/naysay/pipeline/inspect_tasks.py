@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from naysay.artifacts.store import read_records, write_atomic
-from naysay.errors import ConfigError, InputNotFoundError, NaysayError
+from naysay.errors import ConfigError, InputNotFoundError, NaysayError, missing_extra
 from naysay.pipeline.trained_run import Which, open_run
 from naysay.records import Generation, GenerationVerdict, Prompt
 
@@ -104,7 +104,7 @@ def run_task(
 def require_inspect() -> None:
     """Raises ConfigError where the package `inspect-ai` is not installed."""
     if importlib.util.find_spec("inspect_ai") is None:
-        raise ConfigError("naysay inspect needs the package inspect-ai; run: pip install 'naysay[inspect]'")
+        raise ConfigError(f"naysay inspect needs the package inspect-ai; {missing_extra('inspect')}")
 
 
 def _task_specs(task: str) -> list[str]:

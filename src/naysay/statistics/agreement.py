@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from naysay.errors import ConfigError
+from naysay.errors import ConfigError, missing_extra
 from naysay.statistics.estimate import NOT_MEASURED, Estimate
 
 
@@ -44,7 +44,7 @@ def require_krippendorff() -> None:
     import importlib.util
 
     if importlib.util.find_spec("krippendorff") is None:
-        raise ConfigError("the agreement of judges needs the package krippendorff; run: pip install 'naysay[judge]'")
+        raise ConfigError(f"the agreement of judges needs the package krippendorff; {missing_extra('judge')}")
 
 
 def _counts(labels: Sequence[Sequence[str | None]]) -> NDArray[np.int64]:

@@ -87,11 +87,32 @@ def encode_rows(
             counts.groups += 1
             counts.negatives += len(group.negatives)
             counts.anchors += len(group.anchors)
+    if not rows:
+        raise DataError("expected rows with prompt, rejected and anchors, found none")
+    if chosen and not any(row.get("chosen") for row in rows):
+        raise DataError(
+            f"the objective reads preferred answers: expected a column 'chosen', found {sorted(rows[0])}; add it, or "
+            "take an objective that needs none (d2o)"
+        )
     if not groups:
         raise DataError(
             f"no usable row of {len(rows)}: dropped {counts.dropped or 'none'}; check max_length and the anchors"
         )
     return groups, counts
+
+
+def check_vocabulary(groups: Sequence[EncodedGroup], size: int) -> None:
+    """
+    Raises:
+        DataError: a token id that a model with a vocabulary of this size does not have.
+    """
+    for group in groups:
+        for ids in (group.prompt_ids, *group.responses):
+            if strange := [token for token in ids if not 0 <= token < size]:
+                raise DataError(
+                    f"{group.group_id}: expected token ids below {size}, the model's vocabulary, found {strange[0]}; "
+                    "encode answers with the model's own tokenizer, or give texts"
+                )
 
 
 def _encode_row(

@@ -14,7 +14,7 @@ from naysay.errors import ConfigError, DataError, ModelError
 from naysay.modeling.forward import token_budget
 from naysay.modeling.reference import score_groups
 from naysay.training.config import D2OConfig
-from naysay.training.data import EncodedGroup, EncodingCounts, encode_rows
+from naysay.training.data import EncodedGroup, EncodingCounts, check_vocabulary, encode_rows
 from naysay.training.objectives import Objective
 from naysay.training.other_answers import encode_normal_rows, fit_to_objective
 from naysay.training.references import Reference, ReferencePair, add_reference_logps
@@ -30,16 +30,18 @@ class Preparation:
     objective: Objective
     tokenizer: Any
     max_length: int
+    vocabulary: int
 
     def encode(self, rows: Rows) -> tuple[list[EncodedGroup], EncodingCounts]:
         """Token ids of every row, with the answers that the objective reads.
 
         Raises:
-            DataError: rows without what the objective needs.
+            DataError: rows without what the objective needs, or token ids that the model does not have.
         """
         groups, counts = encode_rows(
             rows, self.tokenizer, max_length=self.max_length, chosen=self.objective.needs_chosen
         )
+        check_vocabulary(groups, self.vocabulary)
         fitted = fit_to_objective(groups, self.objective, seed=self.args.seed, max_length=self.max_length)
         return fitted, counts
 

@@ -275,6 +275,9 @@ def _printer() -> type:
 
 
 def _save(trainer: D2OTrainer, folder: Path) -> None:
+    for adapter in getattr(trainer.model, "peft_config", {}).values():
+        if isinstance(adapter.target_modules, set):  # written as it is, in an order that differs from run to run
+            adapter.target_modules = sorted(adapter.target_modules)
     trainer.save_model(str(folder))
     # The report writes the model card, with the evaluation in it; checkpoints keep the trainer's arguments.
     for name in ("README.md", "training_args.bin"):
