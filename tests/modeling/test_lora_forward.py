@@ -7,6 +7,7 @@ import torch
 from peft import LoHaConfig, LoraConfig, get_peft_model
 
 from conftest import make_model
+from joined_layers import IDS, count_calls, outputs_and_gradients
 from naysay.core import products
 from naysay.core.products import frozen_linear
 from naysay.modeling import lora_forward
@@ -14,7 +15,6 @@ from naysay.modeling.forward import enable_group_forward, response_logps
 from naysay.modeling.lora_forward import bind_lora_layers
 
 GROUPS = [([5, 9, 11, 3], [[7, 6, 256], [1], [9, 9, 4, 2, 256]]), ([2], [[4, 256]])]
-IDS = torch.tensor([[5, 9, 11, 3, 8, 20], [31, 7, 6, 1, 4, 2]])
 
 
 def adapted(kind="llama", dtype=torch.float64, **settings):
@@ -28,27 +28,9 @@ def adapted(kind="llama", dtype=torch.float64, **settings):
     return model
 
 
-def outputs_and_gradients(model):
-    model.zero_grad()
-    logits = model(input_ids=IDS).logits
-    (logits.float().sin() * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 def calls_of(monkeypatch):
-    """Counts the layers that go through the joined functions."""
-    seen = []
-
-    def count(function, apply):
-        def counted(*args):
-            seen.append(function)
-            return apply(*args)
-
-        monkeypatch.setattr(function, "apply", counted)
-
-    for function in (lora_forward._LoraLinear, lora_forward._LoraGatedMlp):
-        count(function, function.apply)
-    return seen
+    """The calls of the joined functions."""
+    return count_calls(monkeypatch, lora_forward._LoraLinear, lora_forward._LoraGatedMlp)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3", "gpt_neox"])

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from conftest import make_model
+from joined_layers import IDS, count_calls, outputs_and_gradients
 from naysay.modeling import norm_forward
 from naysay.modeling.forward import enable_group_forward
 from naysay.modeling.norm_forward import bind_norms
-
-IDS = torch.tensor([[5, 9, 11, 3, 8, 20], [31, 7, 6, 1, 4, 2]])
 
 
 def model_with_norms(kind="llama", dtype=torch.float32):
@@ -24,24 +23,10 @@ def model_with_norms(kind="llama", dtype=torch.float32):
     return model
 
 
-def outputs_and_gradients(model):
-    model.zero_grad()
-    logits = model(input_ids=IDS).logits
-    (logits.float().sin() * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 @pytest.fixture
 def calls(monkeypatch):
-    """The norms that go through the joined function."""
-    seen, apply = [], norm_forward._RmsNorm.apply
-
-    def counted(*args):
-        seen.append(args[0].shape)
-        return apply(*args)
-
-    monkeypatch.setattr(norm_forward._RmsNorm, "apply", counted)
-    return seen
+    """The calls of the joined function."""
+    return count_calls(monkeypatch, norm_forward._RmsNorm)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral_sliding"])

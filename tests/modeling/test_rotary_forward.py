@@ -8,31 +8,16 @@ import torch
 from transformers.models.llama import modeling_llama
 
 from conftest import make_model
+from joined_layers import IDS, count_calls, outputs_and_gradients
 from naysay.modeling import rotary_forward
 from naysay.modeling.forward import enable_group_forward
 from naysay.modeling.rotary_forward import bind_rotary
 
-IDS = torch.tensor([[5, 9, 11, 3, 8, 20], [31, 7, 6, 1, 4, 2]])
-
-
-def outputs_and_gradients(model):
-    model.zero_grad()
-    logits = model(input_ids=IDS).logits
-    (logits.float().sin() * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The tensors that go through the joined function."""
-    seen, apply = [], rotary_forward._Rotary.apply
-
-    def counted(*args):
-        seen.append(args[0].shape)
-        return apply(*args)
-
-    monkeypatch.setattr(rotary_forward._Rotary, "apply", counted)
-    return seen
+    """The calls of the joined function."""
+    return count_calls(monkeypatch, rotary_forward._Rotary)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral_sliding", "gemma3"])

@@ -88,8 +88,8 @@ class _BranchFlash(torch.autograd.Function):
 
         for place in places:
             shown = [_repeated(states, place.prompt, query.shape[1]) for states in (key, value)]
-            run_of = [(place.prompt, shown), *((run, [run.by_head(key), run.by_head(value)]) for run in place.runs)]
-            for run, (keys, values) in run_of:
+            causal = [(place.prompt, shown), *((run, [run.by_head(key), run.by_head(value)]) for run in place.runs)]
+            for run, (keys, values) in causal:
                 out, lse = attend(run, keys, values, causal=True)
                 run.put(out_THD, out)
                 run.put(lse_TH, lse)
