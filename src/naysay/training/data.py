@@ -74,8 +74,16 @@ def encode_rows(
     answers in a column of that name (one or a list) become the group's `others`, and a group without one is dropped.
 
     Raises:
-        DataError: a row lacks a field (missing anchors name `naysay.sample_anchors`), or nothing is left.
+        DataError: there are no rows, a row lacks a field (missing anchors name `naysay.sample_anchors`), no row has the
+            `chosen` that is asked for, or nothing is left.
     """
+    if not rows:
+        raise DataError("expected rows with prompt, rejected and anchors, found none")
+    if chosen and not any(row.get("chosen") for row in rows):
+        raise DataError(
+            f"the objective reads preferred answers: expected a column 'chosen', found {sorted(rows[0])}; add it, or "
+            "take an objective that needs none (d2o)"
+        )
     counts = EncodingCounts(rows=len(rows))
     groups = []
     for index, row in enumerate(rows):
@@ -87,13 +95,6 @@ def encode_rows(
             counts.groups += 1
             counts.negatives += len(group.negatives)
             counts.anchors += len(group.anchors)
-    if not rows:
-        raise DataError("expected rows with prompt, rejected and anchors, found none")
-    if chosen and not any(row.get("chosen") for row in rows):
-        raise DataError(
-            f"the objective reads preferred answers: expected a column 'chosen', found {sorted(rows[0])}; add it, or "
-            "take an objective that needs none (d2o)"
-        )
     if not groups:
         raise DataError(
             f"no usable row of {len(rows)}: dropped {counts.dropped or 'none'}; check max_length and the anchors"
@@ -102,7 +103,8 @@ def encode_rows(
 
 
 def check_vocabulary(groups: Sequence[EncodedGroup], size: int) -> None:
-    """
+    """Refuse what would fail inside the embedding, e.g. anchors that another tokenizer encoded.
+
     Raises:
         DataError: a token id that a model with a vocabulary of this size does not have.
     """

@@ -110,9 +110,8 @@ class D2OTrainer(Trainer):
         self.encoding_counts: dict[str, EncodingCounts] = {}
         longest = min(args.max_length, context_length(model) or args.max_length)
         self._objective = args.make_objective()
-        self._preparation = Preparation(
-            args, self._objective, processing_class, longest, model.get_input_embeddings().num_embeddings
-        )
+        vocabulary = model.config.get_text_config().vocab_size
+        self._preparation = Preparation(args, self._objective, processing_class, longest, vocabulary)
         encoded: dict[str, list[EncodedGroup]] = {"normal": self._preparation.encode_normal(normal_dataset)}
         for name, rows in (("train", train_dataset), ("eval", eval_dataset)):
             if rows is not None:
