@@ -21,6 +21,11 @@ def _head_computed_twice() -> None:
 
 def _layers_of_the_libraries() -> None:
     forward._BINDERS = ()
+    _parts_by_themselves()
+
+
+def _parts_by_themselves() -> None:
+    forward.bind_decoder_layers = lambda lm: None
 
 
 def _other_product() -> None:
@@ -31,7 +36,8 @@ SWITCHES: dict[str, Callable[[], None]] = {
     "attention over allowed pairs (a dense mask)": _dense_mask,
     "flash kernels joined (keys gathered, masked)": _gathered_keys,
     "the head's gradient in its forward (logits twice)": _head_computed_twice,
-    "LoRA layers, MLPs and norms as one function (peft's and transformers')": _layers_of_the_libraries,
+    "decoder layers as two functions (LoRA layers, MLPs, norms, rotary embeddings as one each)": _parts_by_themselves,
+    "any of these as one function (peft's and transformers')": _layers_of_the_libraries,
     "the product that suits the processor (the other of oneDNN's and MKL's)": _other_product,
 }
 """What is switched off (and what takes its place) -> how."""

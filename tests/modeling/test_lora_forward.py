@@ -9,7 +9,7 @@ from peft import LoHaConfig, LoraConfig, get_peft_model
 from conftest import make_model
 from joined_layers import IDS, count_calls, outputs_and_gradients
 from naysay.core import products
-from naysay.core.products import frozen_linear
+from naysay.core.products import add_frozen_linear, frozen_linear
 from naysay.modeling import lora_forward
 from naysay.modeling.forward import enable_group_forward, response_logps
 from naysay.modeling.lora_forward import bind_lora_layers
@@ -146,6 +146,20 @@ def test_a_frozen_product_equals_linear(rows, dtype):
     assert (found.double() - expected).abs().max() < tolerance
     back = frozen_linear(expected.to(dtype), weight.to(dtype).T)
     assert (back.double() - expected @ weight.double()).abs().max() < 40 * tolerance
+    room = torch.full_like(found, torch.nan)
+    assert torch.equal(frozen_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), out=room), found)
+    sum_ = found.clone()
+    add_frozen_linear(sum_, x.to(dtype), weight.to(dtype))
+    assert (sum_.double() - 2 * expected + bias.double()).abs().max() < 3 * tolerance
+
+
+def test_autocast_sees_the_products():
+    x, weight, room = torch.randn(40, 24), torch.randn(8, 24), torch.zeros(40, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert frozen_linear(x, weight, out=room).dtype == torch.bfloat16
+        expected = frozen_linear(x, weight).float()
+        add_frozen_linear(room, x, weight)
+    assert torch.equal(room, expected)
 
 
 @pytest.mark.parametrize("way", ["merge_and_unload", "unload"])

@@ -84,7 +84,7 @@ class RmsNorm(nn.Module):
         self.variance_epsilon = 1e-6
 
     def forward(self, x):
-        return norm_forward._normed(x, self.weight, self.variance_epsilon)[0]
+        return norm_forward.normed(x, self.weight, self.variance_epsilon)[0]
 
 
 class OtherEpsilon(RmsNorm):
@@ -96,7 +96,7 @@ class OtherEpsilon(RmsNorm):
 
 class AroundOne(RmsNorm):
     def forward(self, x):
-        return super().forward(x) + norm_forward._normed(x, torch.ones(8), self.variance_epsilon)[0]
+        return super().forward(x) + norm_forward.normed(x, torch.ones(8), self.variance_epsilon)[0]
 
 
 class LessMean(RmsNorm):

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from naysay.core.products import frozen_linear
+from naysay.core.products import add_frozen_linear, frozen_linear
 
 Head = Callable[[Tensor], Tensor]
 
@@ -37,9 +37,9 @@ class FrozenLinear:
         logits = F.linear(hidden, self.weight, self.bias)
         return logits if self.scale == 1.0 else logits * self.scale
 
-    def untraced(self, hidden: Float[Tensor, "C D"]) -> Float[Tensor, "C V"]:
-        """The logits, for use inside an autograd function."""
-        logits = frozen_linear(hidden, self.weight, self.bias)
+    def untraced(self, hidden: Float[Tensor, "C D"], out: Float[Tensor, "C V"]) -> Float[Tensor, "C V"]:
+        """The logits, for use inside an autograd function; they may lie in `out`."""
+        logits = frozen_linear(hidden, self.weight, self.bias, out=out)
         return logits if self.scale == 1.0 else logits.mul_(self.scale)
 
     def block(self, first: int, after: int) -> "FrozenLinear":
@@ -113,10 +113,12 @@ def _stream(
     largest_C1 = torch.full((count, 1), -torch.inf, dtype=as_accumulated, device=hidden_CD.device)
     total_C1, target_logit_C1 = torch.zeros_like(largest_C1), torch.zeros_like(largest_C1)
     mean_CD = torch.zeros(hidden_CD.shape, dtype=as_accumulated, device=hidden_CD.device) if direction else None
-    step = max(1, logits // count)
+    step = min(max(1, logits // count), len(head.weight))
+    reused = hidden_CD.new_empty(count * step)  # new memory for each block would cost more than a pass over it
     for first in range(0, len(head.weight), step):
         block = head.block(first, first + step)
-        logits_CV = _at_least_float32(block.untraced(hidden_CD))
+        size = len(block.weight)
+        logits_CV = _at_least_float32(block.untraced(hidden_CD, reused[: count * size].view(count, size)))
         at_C1 = (target_C - first)[:, None]
         inside_C1 = (at_C1 >= 0) & (at_C1 < logits_CV.shape[1])
         found_C1 = logits_CV.gather(1, at_C1.clamp(0, logits_CV.shape[1] - 1))
@@ -126,8 +128,11 @@ def _stream(
         unnormalised_CV = logits_CV.sub_(largest_C1).exp_()
         total_C1 = total_C1 * shrink_C1 + unnormalised_CV.sum(-1, keepdim=True)
         if mean_CD is not None:
-            mean_CD = mean_CD.mul_(shrink_C1)
-            mean_CD += frozen_linear(unnormalised_CV.to(block.weight.dtype), block.weight.T)
+            mean_CD.mul_(shrink_C1)
+            if block.weight.dtype == mean_CD.dtype:
+                add_frozen_linear(mean_CD, unnormalised_CV, block.weight.T)
+            else:
+                mean_CD += frozen_linear(unnormalised_CV.to(block.weight.dtype), block.weight.T)
     logp_C = (target_logit_C1 - largest_C1 - total_C1.log())[:, 0]
     if mean_CD is None:
         return logp_C, hidden_CD[:0]

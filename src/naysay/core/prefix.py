@@ -57,32 +57,40 @@ def layout_groups(groups: Sequence[TokenGroup], *, pad_id: int = 0) -> GroupBatc
 
 
 def pack_groups(groups: Sequence[TokenGroup]) -> tuple[GroupBatch, Branches]:
-    """Lay out groups one after another in a single row, without padding, and say where everything stands.
+    """Lay out groups one after another in a single row, without padding, and say where everything stands. A group's
+    answers come first and its prompt last, so that something always stands behind an answer
+    (`modeling.branch_flash` reads it along).
 
     Raises:
         DataError: as `layout_groups`.
     """
-    rows = _rows(groups)
-    starts = list(accumulate((len(row.ids) for row in rows), initial=0))[:-1]
+    rows = [_prompt_last(row, len(prompt)) for row, (prompt, _) in zip(_rows(groups), groups, strict=True)]
+    starts = list(accumulate((len(row.ids) for row in rows), initial=0))
     batch = _batch(
         groups,
         rows,
-        places=[(0, start) for start in starts],
+        places=[(0, start) for start in starts[:-1]],
         input_ids=[[token for row in rows for token in row.ids]],
         position_ids=[[position for row in rows for position in row.positions]],
         branch_ids=[[branch for row in rows for branch in row.branches]],
     )
-    prompts = [range(start, start + len(prompt)) for start, (prompt, _) in zip(starts, groups, strict=True)]
+    prompts = [range(stop - len(prompt), stop) for stop, (prompt, _) in zip(starts[1:], groups, strict=True)]
     responses, group_of = [], []
-    for number, (mine, (_, answers)) in enumerate(zip(prompts, groups, strict=True)):
-        start = mine.stop
-        for answer in answers:
-            read = len(answer) - 1
-            if read:
-                responses.append(range(start, start + read))
-                group_of.append(number)
-                start += read
+    for number, (start, (_, answers)) in enumerate(zip(starts[:-1], groups, strict=True)):
+        for read in (len(answer) - 1 for answer in answers if len(answer) > 1):
+            responses.append(range(start, start + read))
+            group_of.append(number)
+            start += read
     return batch, _branches(prompts, responses, group_of)
+
+
+def _prompt_last(row: _Row, prompt: int) -> _Row:
+    def turned(values: list[int]) -> list[int]:
+        return values[prompt:] + values[:prompt]
+
+    answers = len(row.ids) - prompt
+    scored = [(at - prompt if at >= prompt else at + answers, token, response) for at, token, response in row.scored]
+    return _Row(turned(row.ids), turned(row.positions), turned(row.branches), scored)
 
 
 def _rows(groups: Sequence[TokenGroup]) -> list[_Row]:
@@ -146,7 +154,7 @@ def _padded(spans: Sequence[range]) -> tuple[Tensor, Tensor]:
 def branch_mask(
     branch_ids: Int[Tensor, "S T"], position_ids: Int[Tensor, "S T"], *, window: int | None = None
 ) -> Bool[Tensor, "S 1 T T"]:
-    """Who sees whom: q sees k iff k is not after q, and k is prompt or on q's own branch.
+    """Who sees whom in rows of `layout_groups`: q sees k iff k is not after q, and k is prompt or on q's own branch.
 
     With a sliding `window`, k must also be fewer than `window` positions before q. Padding sees itself alone, so that
     no row of the softmax is empty.

@@ -27,16 +27,35 @@ _ONEDNN = onednn_product() if _is_amd() else None
 
 
 def frozen_linear(
-    x: Float[Tensor, "T I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
+    x: Float[Tensor, "T I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None = None,
+    *,
+    out: Float[Tensor, "T O"] | None = None,
 ) -> Float[Tensor, "T O"]:
     """x weightᵀ + bias, for use inside an autograd function: no gradient passes through it.
 
-    For the backward give weight.T, which is not copied.
+    For the backward give weight.T, which is not copied. The result may lie in `out`.
     """
-    if _ONEDNN is not None and x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] >= _ROWS:
+    if _is_onednn(x):
+        assert _ONEDNN is not None
         # The kernel reads a bias as if it were contiguous.
         return _ONEDNN(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
-    return F.linear(x, weight, bias)
+    if out is None or torch.is_autocast_enabled(x.device.type):  # which does not see products into something
+        return F.linear(x, weight, bias)
+    return torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
+
+
+def add_frozen_linear(into: Float[Tensor, "T O"], x: Float[Tensor, "T I"], weight: Float[Tensor, "O I"]) -> None:
+    """into += x weightᵀ, as `frozen_linear`."""
+    if _is_onednn(x) or torch.is_autocast_enabled(x.device.type):
+        into.add_(frozen_linear(x, weight))
+    else:
+        into.addmm_(x, weight.T)
+
+
+def _is_onednn(x: Tensor) -> bool:
+    return _ONEDNN is not None and x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] >= _ROWS
 
 
 _ROWS = 32

@@ -1,16 +1,21 @@
 """Attention over a packed row on a CPU: torch's flash kernels on prompts and answers, joined by their log-sum-exps.
 
-Nothing is padded, and nothing copied but the keys of prompts: every call reads slices of the row. The answers' softmax
-runs over their prompt and over themselves, so both parts are computed apart, all answers of a group at once under their
-prompt and each by itself, and joined with the weights that their log-sum-exps give. The kernel's backward needs only
-the joint output and the joint log-sum-exp, so each part's backward is a call of its own too (Liu et al. 2023, Ring
-Attention, join blocks of keys in this way).
+Nothing is padded: every call reads slices of the row. The answers' softmax runs over their prompt and over themselves,
+so both parts are computed apart, all answers of a group at once under their prompt and each by itself, and joined with
+the weights that their log-sum-exps give. The kernel's backward needs only the joint output and the joint log-sum-exp,
+so each part's backward is a call of its own too (Liu et al. 2023, Ring Attention, join blocks of keys in this way).
 
-Legend: T tokens of the row, P tokens of a prompt, N sequences of a run, L tokens of each of them, H query heads, G key
-heads, D head size.
+How calls are cut follows the kernel, which computes as many keys for each query as there are, up to 512, however few
+are visible: a long prompt is two halves, of which the second sees the first as answers see a prompt. And it computes
+as many keys at a time as a vector holds, 16 at most, and the rest one by one: a sequence whose length is a little less
+than a multiple of 16 is read with what stands behind it in the row, which no token of its own may see.
+
+Legend: T tokens of the row, N sequences of a run, L tokens of each of them, W tokens that are read for each, H query
+heads, G key heads, D head size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -23,49 +28,135 @@ from naysay.core.groups import Branches
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+_KEYS = 16
+"""float32 numbers of the widest vector."""
+_MOST_BEHIND = 4
+"""Tokens behind a sequence that are read with it: more cost more than they save."""
+_LONG_PROMPT = 384
+"""Tokens from which on a prompt is two halves: under 192 queries a half would be slower."""
+_QUERIES, _FEW_QUERIES, _MOST_PARTS = 64, 192, 4
+"""How the kernel's backward takes queries."""
+_FEW = 4
+"""Answers of one length whose keys are repeated for each query head are fewer."""
+
 
 @dataclass(frozen=True)
 class Run:
-    """Sequences of one length, one after another: answers, or a prompt alone, or all answers of a group as one."""
+    """Sequences of one length, one after another from `first` on, each of which is read as `window` tokens: itself, and
+    what stands behind it."""
 
-    at: slice
+    first: int
     count: int
+    length: int
+    window: int
+
+    @property
+    def after(self) -> int:
+        """The first token that is not read."""
+        return self.first + (self.count - 1) * self.length + self.window
 
     def by_head(self, states: Tensor) -> Tensor:
-        """[N, H, L, D] of [T, H, D], or [N, H, L] of [T, H]."""
-        return states[self.at].unflatten(0, (self.count, -1)).transpose(1, 2)
+        """[N, H, W, D] of [T, H, D], or [N, H, W] of [T, H]; a view."""
+        windows = states[self.first : self.after].unfold(0, self.window, self.length)
+        return windows.transpose(2, 3) if states.dim() == 3 else windows
 
-    def put(self, into: Tensor, states: Tensor) -> None:
-        """The inverse: into [T, H, D] or [T, H]."""
-        into[self.at] = states.transpose(1, 2).flatten(0, 1)
+    def known(self, lse_TH: Tensor) -> Tensor:
+        """[N, H, W] for the backward; what is read behind a sequence has no weight and no gradient."""
+        lse = self.by_head(lse_TH)
+        if self.window > self.length:
+            lse = lse.clone()
+            lse[..., self.length :] = torch.inf
+        return lse
+
+    def shared(self, heads: int) -> "Run":
+        """The sequence in up to four parts of one length, where threads, each of which the kernel's backward gives a
+        head of a part at a time, would have less to do each; it takes 64 queries at a time where there are 192."""
+        threads = torch.get_num_threads()
+
+        def cost(parts: int) -> int:
+            return -(-parts * heads // threads) * -(-self.length // parts // _QUERIES)
+
+        even = [parts for parts in range(1, _MOST_PARTS + 1) if self.length % parts == 0]
+        best = min((p for p in even if p == 1 or self.length // p >= _FEW_QUERIES), key=cost)
+        return Run(self.first, best, self.length // best, self.length // best)
+
+    def put(self, into: Tensor, states: Tensor, *, add: bool = False) -> None:
+        """The inverse of `by_head`: into [T, H, D] or [T, H]. Query heads of the same key head are summed."""
+        mine = into[self.first : self.first + self.count * self.length].unflatten(0, (self.count, self.length))
+        states = states[:, :, : self.length].transpose(1, 2)
+        if states.shape[2] > mine.shape[2]:
+            states = states.unflatten(2, (mine.shape[2], -1)).sum(3)
+        if add:
+            mine.add_(states)
+        else:
+            mine.copy_(states)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group's prompt, all its answers, and the runs of answers of one length stand in the row."""
+    """A group in the row: its sequences, causal by themselves, and who sees all of what else, as (queries, keys)."""
 
-    prompt: Run
-    answers: Run
-    runs: tuple[Run, ...]
+    causal: tuple[Run, ...]
+    seen: tuple[tuple[Run, Run], ...]
+    prompt: slice
+    """The prompt, and what is read behind it."""
+
+    def shown(self, states: tuple[Tensor, Tensor], heads: int) -> "Callable[[Run], list[Tensor]]":
+        """Runs -> their keys and values [N, G or H, W, D], repeated for each of so many query heads where they are
+        few: the kernel's backward gives a thread a key head at a time, and of few threads get unequal shares."""
+        shared = heads // states[0].shape[1]
+        repeated = [part[self.prompt].repeat_interleave(shared, 1) for part in states]
+
+        def of(run: Run) -> list[Tensor]:
+            if run.first >= self.prompt.start:
+                moved = replace(run, first=run.first - self.prompt.start)
+                return [moved.by_head(part) for part in repeated]
+            keys = [run.by_head(part) for part in states]
+            return keys if run.count >= _FEW else [part.repeat_interleave(shared, 1) for part in keys]
+
+        return of
 
     @classmethod
     def of_all(cls, branches: Branches) -> "list[Place]":
-        """Read them from the tensors; once a forward. `pack_groups` puts a group's answers behind its prompt."""
+        """Read them from the tensors; once a forward. `pack_groups` puts a group's prompt behind its answers."""
         starts = branches.prompt_at[:, 0].tolist()
-        stops = [start + length for start, length in zip(starts, branches.prompt_mask.sum(1).tolist(), strict=True)]
-        lengths: list[list[int]] = [[] for _ in starts]
+        prompts = branches.prompt_mask.sum(1).tolist()
+        answers: list[list[int]] = [[] for _ in starts]
         for group, length in zip(branches.group_of.tolist(), branches.response_mask.sum(1).tolist(), strict=True):
-            lengths[group].append(length)
-        return [cls._of(slice(*prompt), mine) for *prompt, mine in zip(starts, stops, lengths, strict=True)]
+            answers[group].append(length)
+        row = len(branches.place)
+        return [cls._of(*group, row) for group in zip(starts, prompts, answers, strict=True)]
 
     @classmethod
-    def _of(cls, prompt: slice, lengths: list[int]) -> "Place":
-        runs, first = [], prompt.stop
-        for length, answers in groupby(lengths):
-            count = len(list(answers))
-            runs.append(Run(slice(first, first + count * length), count))
-            first += count * length
-        return cls(Run(prompt, 1), Run(slice(prompt.stop, first), 1), tuple(runs))
+    def _of(cls, first: int, prompt: int, answers: list[int], row: int) -> "Place":
+        parts = [prompt] if prompt < _LONG_PROMPT else [(prompt + 1) // 2, prompt // 2]
+        seen, read = [], sum(answers)
+        if len(parts) > 1:
+            seen.append((_whole(first + parts[0], parts[1]), _whole(first, parts[0])))
+        if answers:  # the kernel divides by their tokens
+            seen.append((_whole(first - read, read), _whole(first, prompt)))
+        own = _runs(first, parts, row)
+        behind = max(run.after for run in own)
+        return cls((*_runs(first - read, answers, row), *own), tuple(seen), slice(first, behind))
+
+
+def _whole(first: int, length: int) -> Run:
+    return Run(first, 1, length, length)
+
+
+def _runs(first: int, lengths: Sequence[int], row: int) -> list[Run]:
+    """The sequences of these lengths, one after another from `first` on, as few runs."""
+    windows = []
+    for length in lengths:
+        behind = -length % _KEYS
+        windows.append(length + (behind if behind <= _MOST_BEHIND and first + length + behind <= row else 0))
+        first += length
+    first -= sum(lengths)
+    runs = []
+    for (length, window), same in groupby(zip(lengths, windows, strict=True)):
+        runs.append(Run(first, count := len(list(same)), length, window))
+        first += count * length
+    return runs
 
 
 def branch_flash(query: Tensor, key: Tensor, value: Tensor, places: list[Place], scaling: float | None) -> Tensor:
@@ -75,31 +166,65 @@ def branch_flash(query: Tensor, key: Tensor, value: Tensor, places: list[Place],
     return found
 
 
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, places: Sequence[Place], scaling: float | None
+) -> tuple[Tensor, Tensor]:
+    """(`branch_flash` without a backward, the log-sum-exps [T, H] of the scores)"""
+    out_THD = torch.empty(query.shape, dtype=query.dtype)
+    lse_TH = torch.empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+
+    for place in places:
+        shown = place.shown((key, value), query.shape[1])
+        for run in place.causal:
+            out, lse = _flash(run.by_head(query), *shown(run), 0.0, True, scale=scaling)
+            run.put(out_THD, out)
+            run.put(lse_TH, lse)
+        for queries, keys in place.seen:
+            out, lse = _flash(queries.by_head(query), *shown(keys), 0.0, False, scale=scaling)
+            own_out, own_lse = (queries.by_head(states) for states in (out_THD, lse_TH))
+            joint = torch.logaddexp(own_lse, lse)
+            own_out.lerp_(out, (lse - joint).exp_().to(out.dtype)[..., None])
+            own_lse.copy_(joint)
+    return out_THD, lse_TH
+
+
+def attend_backward(
+    grad_THD: Tensor,
+    states: tuple[Tensor, Tensor, Tensor],
+    out_THD: Tensor,
+    lse_TH: Tensor,
+    places: Sequence[Place],
+    scaling: float | None,
+) -> tuple[Tensor, ...]:
+    """The gradients by `states`, which are query, key and value."""
+    query, key, value = states
+    found = tuple(torch.empty(part.shape, dtype=part.dtype) for part in states)
+
+    def part(queries: Run, keys: list[Tensor], *, causal: bool) -> tuple[Tensor, ...]:
+        grad, of_query, out = map(queries.by_head, (grad_THD, query, out_THD))
+        return _flash_backward(grad, of_query, *keys, out, queries.known(lse_TH), 0.0, causal, scale=scaling)
+
+    for place in places:
+        shown = place.shown((key, value), query.shape[1])
+        for run in place.causal:
+            for into, mine in zip(found, part(run, shown(run), causal=True), strict=True):
+                run.put(into, mine)
+        for queries, keys in place.seen:
+            queries = queries.shared(query.shape[1])
+            given = [states.expand(queries.count, -1, -1, -1) for states in shown(keys)]
+            d_query, *d_given = part(queries, given, causal=False)
+            queries.put(found[0], d_query, add=True)
+            for into, mine in zip(found[1:], d_given, strict=True):
+                keys.put(into, mine.sum(0, keepdim=True) if queries.count > 1 else mine, add=True)
+    return found
+
+
 class _BranchFlash(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, places: list[Place], scaling: float | None
     ) -> Tensor:
-        out_THD = torch.empty(query.shape, dtype=query.dtype)
-        lse_TH = torch.empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
-
-        def attend(run: Run, key: Tensor, value: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
-            return _flash(run.by_head(query), key, value, 0.0, causal, scale=scaling)
-
-        for place in places:
-            shown = [_repeated(states, place.prompt, query.shape[1]) for states in (key, value)]
-            causal = [(place.prompt, shown), *((run, [run.by_head(key), run.by_head(value)]) for run in place.runs)]
-            for run, (keys, values) in causal:
-                out, lse = attend(run, keys, values, causal=True)
-                run.put(out_THD, out)
-                run.put(lse_TH, lse)
-            if not place.runs:  # the kernel divides by their tokens
-                continue
-            out, lse = attend(place.answers, *shown, causal=False)
-            own_out, own_lse = (place.answers.by_head(states) for states in (out_THD, lse_TH))
-            joint = torch.logaddexp(own_lse, lse)
-            own_out.lerp_(out, (lse - joint).exp_().to(out.dtype)[..., None])
-            own_lse.copy_(joint)
+        out_THD, lse_TH = attend(query, key, value, places, scaling)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(query, key, value, out_THD, lse_TH)
         ctx.places, ctx.scaling = places, scaling
@@ -108,33 +233,6 @@ class _BranchFlash(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value, out_THD, lse_TH = ctx.saved_tensors
-        grad_THD = grads[0].contiguous()
-        found = [torch.empty(states.shape, dtype=states.dtype) for states in (query, key, value)]
-
-        def grads_of(run: Run, key: Tensor, value: Tensor, *, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-            grad, queries, out, lse = map(run.by_head, (grad_THD, query, out_THD, lse_TH))
-            return _flash_backward(grad, queries, key, value, out, lse, 0.0, causal, scale=ctx.scaling)
-
-        for place in ctx.places:
-            for run in place.runs:
-                of_run = grads_of(run, run.by_head(key), run.by_head(value), causal=True)
-                for into, mine in zip(found, of_run, strict=True):
-                    run.put(into, mine)
-            shown = [_repeated(states, place.prompt, query.shape[1]) for states in (key, value)]
-            d_query, *d_shown = grads_of(place.prompt, *shown, causal=True)
-            place.prompt.put(found[0], d_query)
-            if place.runs:
-                d_query, *d_more = grads_of(place.answers, *shown, causal=False)
-                place.answers.by_head(found[0]).add_(d_query)
-                d_shown = [mine.add_(more) for mine, more in zip(d_shown, d_more, strict=True)]
-            for into, mine in zip(found[1:], d_shown, strict=True):
-                torch.sum(mine[0].transpose(0, 1).unflatten(1, (key.shape[1], -1)), 2, out=into[place.prompt.at])
+        *states, out_THD, lse_TH = ctx.saved_tensors
+        found = attend_backward(grads[0].contiguous(), tuple(states), out_THD, lse_TH, ctx.places, ctx.scaling)
         return *found, None, None
-
-
-def _repeated(states_TGD: Tensor, prompt: Run, heads: int) -> Tensor:
-    """[1, H, P, D]: a prompt's keys or values once for each query head. The kernel's backward gives a thread a key head
-    at a time, and of few key heads threads get unequal shares."""
-    states_PGD = states_TGD[prompt.at]
-    return states_PGD.repeat_interleave(heads // states_PGD.shape[1], 1).transpose(0, 1)[None]

@@ -22,6 +22,7 @@ from naysay.core.logprobs import FrozenLinear, Head, log_complement, sum_by_resp
 from naysay.core.prefix import PROMPT, TokenGroup, branch_mask, layout_groups, pack_groups
 from naysay.errors import DataError, ModelError
 from naysay.modeling import branch_attention
+from naysay.modeling.layer_forward import bind_decoder_layers
 from naysay.modeling.lora_forward import bind_lora_layers
 from naysay.modeling.norm_forward import bind_norms
 from naysay.modeling.rotary_forward import bind_rotary
@@ -48,6 +49,7 @@ def enable_group_forward(model: nn.Module) -> bool:
         lm._naysay = _Binding(vars(lm).get("forward"))
         lm.forward = types.MethodType(_forward_of(type(lm)), lm)
     elif lm._naysay.attention == _attention(lm):
+        bind_decoder_layers(lm)
         return bool(lm._naysay.masks)
     reason = _why_not_shared(lm)
     lm._naysay.attention = _attention(lm)
@@ -58,6 +60,7 @@ def enable_group_forward(model: nn.Module) -> bool:
             type(lm).__name__,
             reason,
         )
+    bind_decoder_layers(lm)
     return not reason
 
 

@@ -2,14 +2,16 @@
 for the backward that elementwise work brings back.
 
 peft computes base(x) + B(A(x)) * scaling as five operations, each with a [tokens, features] tensor of its own. Here the
-second product's result is added into the first one's. Of a gated MLP, down(silu(gate(x)) * up(x)), only gate(x) and
-up(x) are kept. peft's and the model's own forward goes on where a layer is more than that: several adapters, DoRA and
-other variants, dropout, merged, quantised, trained or sharded bases, hooks, autocast.
+second product's result is added into the first one's, and of layers that read the same input the low-rank products are
+one. Of a gated MLP, down(silu(gate(x)) * up(x)), only gate(x) and up(x) are kept. peft's and the model's own forward
+goes on where a layer is more than that: several adapters, DoRA and other variants, dropout, merged, quantised, trained
+or sharded bases, hooks, autocast.
 
 Legend: T tokens, I features in, O features out, r rank.
 """
 
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +20,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from naysay.core.products import frozen_linear
+from naysay.core.products import add_frozen_linear, frozen_linear
+from naysay.modeling.scratch import Scratch
 
+_silu = torch.ops.aten.silu.out
+_scratch = Scratch()
 _MLP = ("gate_proj", "up_proj", "down_proj")
-_LAYER = 4  # tensors of a layer: weight, bias, A, B
+_LAYER = 4  # tensors of a layer
+
+Weights = tuple[Tensor, Tensor | None, Tensor, Tensor]
+"""W [O, I], bias [O], A [r, I] and B [O, r] of a layer."""
 
 
 def bind_lora_layers(model: nn.Module) -> None:
@@ -31,9 +39,9 @@ def bind_lora_layers(model: nn.Module) -> None:
     for module in model.modules():
         if "forward" in vars(module):  # ours, or another's, e.g. of a model that is spread over devices
             continue
-        if _is_lora(module):
+        if is_lora(module):
             module.forward = types.MethodType(_linear_forward, module)
-        elif all(_is_lora(getattr(module, name, None)) for name in _MLP):
+        elif all(is_lora(getattr(module, name, None)) for name in _MLP):
             if type(module) not in known:
                 known[type(module)] = _is_gated(module)
             if known[type(module)]:
@@ -53,7 +61,7 @@ def _is_gated(module: Any) -> bool:
 
 
 def _linear_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layer = None if args or kwargs else _Layer.of(self, x)
+    layer = None if args or kwargs else LoraLayer.of(self, x)
     if layer is None:
         return type(self).forward(self, x, *args, **kwargs)
     found: Tensor = _LoraLinear.apply(x, layer.scaling, *layer.tensors)  # type: ignore[assignment]
@@ -61,8 +69,8 @@ def _linear_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _mlp_forward(self: Any, x: Tensor) -> Tensor:
-    modules = [module for module in (getattr(self, name) for name in _MLP) if not _hooked(module)]
-    layers = [layer for module in modules if (layer := _Layer.of(module, x)) is not None]
+    modules = [module for module in (getattr(self, name) for name in _MLP) if not hooked(module)]
+    layers = [layer for module in modules if (layer := LoraLayer.of(module, x)) is not None]
     if len(layers) < len(_MLP):
         return type(self).forward(self, x)
     tensors = [tensor for layer in layers for tensor in layer.tensors]
@@ -71,17 +79,17 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class LoraLayer:
     """x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ with frozen W [O, I] and bias [O], A [r, I], B [O, r]."""
 
-    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor]
+    tensors: Weights
     scaling: float
 
     @classmethod
-    def of(cls, module: Any, x: Tensor) -> "_Layer | None":
+    def of(cls, module: Any, x: Tensor) -> "LoraLayer | None":
         """The peft layer, where it is nothing else for this input: an adapter may have gone since its forward, or that
         of the MLP around it, was bound."""
-        if not _is_lora(module):
+        if not is_lora(module):
             return None
         adapter, base = _only_adapter(module), module.base_layer
         if adapter is None:
@@ -89,12 +97,12 @@ class _Layer:
         low, high = module.lora_A[adapter], module.lora_B[adapter]
         if not plain(x, (base, low, high)) or low.bias is not None or high.bias is not None:
             return None
-        if any(parameter.requires_grad for parameter in base.parameters()):
+        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
             return None
         return cls((base.weight, base.bias, low.weight, high.weight), module.scaling[adapter])
 
 
-def _is_lora(module: Any) -> bool:
+def is_lora(module: Any) -> bool:
     """Whether it is peft's LoRA around a linear layer, and no class derived from either."""
     from peft.tuners.lora import Linear
 
@@ -119,46 +127,115 @@ def plain(x: Tensor, modules: tuple[Any, ...], *, bound: bool = False) -> bool:
     for module in modules:
         if type(module.weight) is not nn.Parameter or module.weight.dtype != x.dtype:
             return False
-        if _hooked(module) or ("forward" in vars(module) and not bound):
+        if hooked(module) or ("forward" in vars(module) and not bound):
             return False
     return True
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether something else is called around its forward or backward."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
 
 
-def _joined(x_TI: Tensor, scaling: float, layer: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """(the layer's output [T, O], x Aᵀ [T, r])"""
-    weight_OI, bias_O, a_rI, b_Or = layer
-    low_Tr = x_TI @ a_rI.T
-    return frozen_linear(x_TI, weight_OI, bias_O).addmm_(low_Tr, b_Or.T, alpha=scaling), low_Tr
+def joined(x_TI: Tensor, scalings: Sequence[float], layers: Sequence[Weights]) -> tuple[list[Tensor], Tensor]:
+    """(the outputs [T, O] of layers that read the same input, scaling · x Aᵀ [T, sum of ranks] of all of them)"""
+    low_TR = _scaled(x_TI @ _stacked(layers).T, scalings, layers)
+    outs = [
+        frozen_linear(x_TI, weight_OI, bias_O).addmm_(low_Tr, b_Or.T)
+        for (weight_OI, bias_O, _, b_Or), low_Tr in zip(layers, _parts(low_TR, layers), strict=True)
+    ]
+    return outs, low_TR
 
 
-def _through(grad_TO: Tensor, scaling: float, layer: tuple[Tensor, ...]) -> Tensor:
-    """[T, r]: the gradient by x Aᵀ."""
-    return (grad_TO @ layer[3]).mul_(scaling)
-
-
-def _input_grad(grad_TO: Tensor, through_Tr: Tensor, layer: tuple[Tensor, ...]) -> Tensor:
-    """[T, I]"""
-    return frozen_linear(grad_TO, layer[0].T).addmm_(through_Tr, layer[2])
-
-
-def _layer_grads(
-    grad_TO: Tensor, through_Tr: Tensor, x_TI: Tensor, low_Tr: Tensor, scaling: float
-) -> tuple[None, None, Tensor, Tensor]:
-    """Gradients by the layer's tensors: nothing for W and the bias, [r, I] for A, [O, r] for B."""
+def joined_backward(
+    grads: Sequence[Tensor],
+    x_TI: Tensor,
+    low_TR: Tensor,
+    scalings: Sequence[float],
+    layers: Sequence[Weights],
+    *,
+    of_input: bool = True,
+    out: Tensor | None = None,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """(the gradient by the input [T, I], where it is asked for; those by the layers' tensors, one layer after another:
+    nothing for W and the bias, [r, I] for A, [O, r] for B). The first may lie in `out`."""
+    through_TR = torch.empty_like(low_TR)  # gradients by x Aᵀ
+    for grad_TO, through_Tr, layer in zip(grads, _parts(through_TR, layers), layers, strict=True):
+        torch.mm(grad_TO, layer[3], out=through_Tr)
+    _scaled(through_TR, scalings, layers)
+    d_x = None
+    if of_input:
+        d_x = frozen_linear(grads[0], layers[0][0].T, out=out)
+        for grad_TO, layer in zip(grads[1:], layers[1:], strict=True):
+            add_frozen_linear(d_x, grad_TO, layer[0].T)
+        d_x.addmm_(through_TR, _stacked(layers))
+    d_a = (through_TR.T @ x_TI).split([len(layer[2]) for layer in layers])
     # As [r, O] and turned: few rows times many columns is the faster way round.
-    return None, None, through_Tr.T @ x_TI, (low_Tr.T @ grad_TO).mul_(scaling).T
+    d_b = [(low_Tr.T @ grad_TO).T for low_Tr, grad_TO in zip(_parts(low_TR, layers), grads, strict=True)]
+    return d_x, [found for of_layer in zip(d_a, d_b, strict=True) for found in (None, None, *of_layer)]
+
+
+def gated(x_TI: Tensor, scalings: Sequence[float], layers: Sequence[Weights]) -> tuple[Tensor, list[Tensor]]:
+    """(down(silu(gate(x)) * up(x)), what the backward needs of it beside x): silu and the product are made again."""
+    (gate_TO, up_TO), low_TR = joined(x_TI, scalings[:2], layers[:2])
+    act_TO = _silu(gate_TO, out=_scratch.like(gate_TO, 0))
+    (out_TI,), down_low = joined(act_TO.mul_(up_TO), scalings[2:], layers[2:])
+    return out_TI, [gate_TO, up_TO, low_TR, down_low]
+
+
+def gated_backward(
+    grad_TI: Tensor,
+    x_TI: Tensor,
+    kept: Sequence[Tensor],
+    scalings: Sequence[float],
+    layers: Sequence[Weights],
+    *,
+    of_input: bool = True,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """As `joined_backward`, of `gated`."""
+    gate_TO, up_TO, low_TR, down_low = kept
+    act_TO, inner_TO, room_TO = (_scratch.like(gate_TO, number) for number in range(3))
+    torch.mul(_silu(gate_TO, out=act_TO), up_TO, out=inner_TO)
+    d_inner_TO, d_down = joined_backward([grad_TI], inner_TO, down_low, scalings[2:], layers[2:], out=room_TO)
+    assert d_inner_TO is not None
+    d_up_TO = act_TO.mul_(d_inner_TO)
+    d_inner_TO.mul_(up_TO)
+    d_gate_TO = torch.ops.aten.silu_backward.grad_input(d_inner_TO, gate_TO, grad_input=d_inner_TO)
+    d_x, d_both = joined_backward([d_gate_TO, d_up_TO], x_TI, low_TR, scalings[:2], layers[:2], of_input=of_input)
+    return d_x, [*d_both, *d_down]
+
+
+def by_layer(tensors: Sequence[Any]) -> list[Weights]:
+    """The tensors of layers, one after another, layer by layer."""
+    return [tuple(tensors[i : i + _LAYER]) for i in range(0, len(tensors), _LAYER)]  # type: ignore[misc]
+
+
+def _stacked(layers: Sequence[Weights]) -> Tensor:
+    """A of all layers [sum of ranks, I]."""
+    return layers[0][2] if len(layers) == 1 else torch.cat([layer[2] for layer in layers])
+
+
+def _scaled(states_TR: Tensor, scalings: Sequence[float], layers: Sequence[Weights]) -> Tensor:
+    """In place."""
+    if len(set(scalings)) == 1:
+        return states_TR.mul_(scalings[0])
+    for part_Tr, scaling in zip(_parts(states_TR, layers), scalings, strict=True):
+        part_Tr.mul_(scaling)
+    return states_TR
+
+
+def _parts(states_TR: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ...]:
+    if len(layers) == 1:
+        return (states_TR,)
+    return torch.split_with_sizes(states_TR, [len(layer[2]) for layer in layers], 1)
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scaling: float, *layer: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        out_TO, low_Tr = _joined(x_TI, scaling, layer)
+        (out_TO,), low_Tr = joined(x_TI, [scaling], by_layer(layer))
         ctx.save_for_backward(x_TI, low_Tr, *layer)
         ctx.scaling, ctx.shape = scaling, x.shape
         return out_TO.view(*x.shape[:-1], out_TO.shape[-1])
@@ -167,44 +244,29 @@ class _LoraLinear(torch.autograd.Function):
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TI, low_Tr, *layer = ctx.saved_tensors
-        layer = tuple(layer)
         grad_TO = grads[0].reshape(x_TI.shape[0], grads[0].shape[-1])
-        through_Tr = _through(grad_TO, ctx.scaling, layer)
-        d_x = _input_grad(grad_TO, through_Tr, layer).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return d_x, None, *_layer_grads(grad_TO, through_Tr, x_TI, low_Tr, ctx.scaling)
+        d_x, d_layer = joined_backward(
+            [grad_TO], x_TI, low_Tr, [ctx.scaling], by_layer(layer), of_input=ctx.needs_input_grad[0]
+        )
+        return None if d_x is None else d_x.view(ctx.shape), None, *d_layer
 
 
 class _LoraGatedMlp(torch.autograd.Function):
-    """down(silu(gate(x)) * up(x)); silu and the product are computed again in the backward."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, scalings: list[float], *tensors: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        gate, up, down = (tensors[i : i + _LAYER] for i in range(0, 3 * _LAYER, _LAYER))
-        gate_TO, gate_low = _joined(x_TI, scalings[0], gate)
-        up_TO, up_low = _joined(x_TI, scalings[1], up)
-        out_TI, down_low = _joined(F.silu(gate_TO).mul_(up_TO), scalings[2], down)
-        ctx.save_for_backward(x_TI, gate_TO, up_TO, gate_low, up_low, down_low, *tensors)
+        out_TI, kept = gated(x_TI, scalings, by_layer(tensors))
+        ctx.save_for_backward(x_TI, *kept, *tensors)
         ctx.scalings, ctx.shape = scalings, x.shape
         return out_TI.view(*x.shape[:-1], out_TI.shape[-1])
 
     @staticmethod
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_TI, gate_TO, up_TO, gate_low, up_low, down_low, *tensors = ctx.saved_tensors
-        gate, up, down = (tuple(tensors[i : i + _LAYER]) for i in range(0, 3 * _LAYER, _LAYER))
+        x_TI, *saved = ctx.saved_tensors
+        kept, tensors = saved[: -3 * _LAYER], saved[-3 * _LAYER :]
         grad_TI = grads[0].reshape(x_TI.shape[0], grads[0].shape[-1])
-        act_TO = F.silu(gate_TO)
-        through_Tr = _through(grad_TI, ctx.scalings[2], down)
-        d_inner_TO = _input_grad(grad_TI, through_Tr, down)
-        d_down = _layer_grads(grad_TI, through_Tr, act_TO * up_TO, down_low, ctx.scalings[2])
-        d_up_TO = act_TO.mul_(d_inner_TO)
-        d_inner_TO.mul_(up_TO)
-        d_gate_TO = torch.ops.aten.silu_backward.grad_input(d_inner_TO, gate_TO, grad_input=d_inner_TO)
-        through_gate, through_up = _through(d_gate_TO, ctx.scalings[0], gate), _through(d_up_TO, ctx.scalings[1], up)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = _input_grad(d_gate_TO, through_gate, gate).add_(_input_grad(d_up_TO, through_up, up)).view(ctx.shape)
-        d_gate = _layer_grads(d_gate_TO, through_gate, x_TI, gate_low, ctx.scalings[0])
-        d_up = _layer_grads(d_up_TO, through_up, x_TI, up_low, ctx.scalings[1])
-        return d_x, None, *d_gate, *d_up, *d_down
+        d_x, d_layers = gated_backward(
+            grad_TI, x_TI, kept, ctx.scalings, by_layer(tensors), of_input=ctx.needs_input_grad[0]
+        )
+        return None if d_x is None else d_x.view(ctx.shape), None, *d_layers

@@ -43,7 +43,7 @@ def _is_rms_norm(module: Any) -> bool:
     bare._parameters = {"weight": nn.Parameter(weight[0], requires_grad=False)}
     with torch.no_grad():
         expected = type(module).forward(bare, x)
-    return torch.is_tensor(expected) and torch.equal(expected, _normed(x, weight[0], module.variance_epsilon)[0])
+    return torch.is_tensor(expected) and torch.equal(expected, normed(x, weight[0], module.variance_epsilon)[0])
 
 
 def _forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -54,16 +54,22 @@ def _forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Ten
     return found
 
 
-def _normed(x: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def normed(x: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(the norm, 1 / rms(x) [T, 1]): the library's operations in its order."""
     scale = x.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
     return (x * scale).mul_(weight_D), scale
 
 
+def along_input(weighted: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """[T, 1]: the gradient by x is weighted * scale − x * this, where weighted is the gradient times the weight, since
+    d rms⁻¹ / dx = −x rms⁻³ / D."""
+    return (weighted * x).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(x.shape[-1])
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
-        out, scale = _normed(x, weight_D, epsilon)
+        out, scale = normed(x, weight_D, epsilon)
         ctx.save_for_backward(x, weight_D, scale)
         return out
 
@@ -77,7 +83,6 @@ class _RmsNorm(torch.autograd.Function):
             d_weight = (grad * x).mul_(scale).flatten(0, -2).sum(0)
         if ctx.needs_input_grad[0]:
             weighted = grad * weight_D
-            # d rms⁻¹ / dx = −x rms⁻³ / D
-            along = (weighted * x).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(x.shape[-1])
+            along = along_input(weighted, x, scale)
             d_x = weighted.mul_(scale).addcmul_(x, along, value=-1)
         return d_x, d_weight, None

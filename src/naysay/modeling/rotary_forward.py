@@ -56,7 +56,7 @@ def _is_rotary(function: Callable[..., Any]) -> bool:
         found = function(query, key, cos, sin)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         return False
-    expected = [_turned(states, cos[:, None], sin[:, None]) for states in (query, key)]
+    expected = [turned(states, cos[:, None], sin[:, None]) for states in (query, key)]
     return isinstance(found, tuple) and len(found) == 2 and all(map(torch.equal, found, expected))
 
 
@@ -80,8 +80,8 @@ def _plain(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:
     return alike and constant and query.dim() == key.dim() == 4 and cos.dim() == sin.dim() == 3
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [S, H, T, D] * cos + rotate_half(x) * sin, half by half: the same bits."""
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [..., D] * cos + rotate_half(x) * sin, half by half: the same bits."""
     out = x * cos
     (first, second), (sin_first, sin_second) = x.chunk(2, -1), sin.chunk(2, -1)
     out_first, out_second = out.chunk(2, -1)
@@ -90,15 +90,24 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def turned_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient by x of `turned`, whose own is `grad`."""
+    out = grad * cos
+    (first, second), (sin_first, sin_second) = grad.chunk(2, -1), sin.chunk(2, -1)
+    out_first, out_second = out.chunk(2, -1)
+    out_first.addcmul_(second, sin_second)
+    out_second.addcmul_(first, sin_first, value=-1)
+    return out
+
+
 class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        return turned(x, cos, sin)
 
     @staticmethod
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         cos, sin = ctx.saved_tensors
-        # The transpose of a turn: by the halves of sin changed over, and back.
-        return _turned(grads[0], cos, -torch.cat(sin.chunk(2, -1)[::-1], -1)), None, None
+        return turned_back(grads[0], cos, sin), None, None
