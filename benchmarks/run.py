@@ -6,7 +6,8 @@
 
 TRL comes from the extra `parity`. It gets its fused LM head, known reference log-probs and the batch size that was
 found fastest for it (benchmarks/results/peer-settings.json). What is compared is the forward and backward of one prompt
-group; neither side's optimizer or data loader is timed. Ratios are of steps that were timed one after the other.
+group; neither side's optimizer or data loader is timed. Ratios are of steps that were timed one after the other: ours
+before and after the rival's.
 """
 
 import argparse
@@ -124,7 +125,8 @@ def steps(races: Sequence[Race], repeats: int, threads: int) -> list[dict[str, A
 
 
 def race(one: Race, repeats: int, threads: int, ours: Connection | None = None) -> dict[str, Any]:
-    """Time both in turn; the median ratio, its range, the share of the machine's matmul rate, and peak memory.
+    """Time both in turn; the median ratio, its range, the share of the matmul rate that was measured beside each step
+    (median and range), and peak memory.
 
     Args:
         ours: a worker of ours that is there already.
@@ -134,11 +136,16 @@ def race(one: Race, repeats: int, threads: int, ours: Connection | None = None) 
     with own as ours, worker(rival, one.case, threads) as theirs:
         rates, mine, other = [], [], []
         for _ in range(repeats):
+            # Ours is the shorter one, and machines are busy by turns: it is timed on both sides of the other.
             rates.append(matmul_rate(threads))
             mine.append(ask(ours))
             other.append(ask(theirs))
-    ratios = [b["seconds"] / a["seconds"] for a, b in zip(mine, other, strict=True)]
+            mine.append(ask(ours))
+            rates.append(matmul_rate(threads))
+    around = [statistics.mean(step["seconds"] for step in mine[i : i + 2]) for i in range(0, len(mine), 2)]
+    ratios = [step["seconds"] / seconds for step, seconds in zip(other, around, strict=True)]
     flops, seconds = needed_flops(one.case), statistics.median(step["seconds"] for step in mine)
+    shares = [sum(flops.values()) / step["seconds"] / rate for step, rate in zip(mine, rates, strict=True)]
     peaks = [max(s["peak_bytes"] for s in side) for side in (mine, other)]
     ratio, memory = statistics.median(ratios), peaks[0] / peaks[1]
     result = {
@@ -157,7 +164,8 @@ def race(one: Race, repeats: int, threads: int, ours: Connection | None = None) 
         "peak_gb": [peak / 1e9 for peak in peaks],
         "needed_gflop": {name: value / 1e9 for name, value in flops.items()},
         "matmul_gflop_per_second": statistics.median(rates) / 1e9,
-        "share_of_matmul_rate": sum(flops.values()) / seconds / statistics.median(rates),
+        "share_of_matmul_rate": statistics.median(shares),
+        "share_range": [min(shares), max(shares)],
     }
     print(_line(result), flush=True)
     return result
