@@ -106,7 +106,7 @@ def test_flops_by_hand(tiny):
 
 def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch, capsys):
     steps = {
-        "naysay": iter([(1.0, 100), (2.0, 120)]),
+        "naysay": iter([(0.5, 100), (1.5, 110), (2.0, 120), (2.0, 90)]),  # before and after the rival's
         "one at a time": iter([(4.0, 300), (6.0, 400)]),
     }
 
@@ -118,7 +118,8 @@ def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch,
     assert found["ratio"] == 3.5
     assert found["ratio_range"] == [3.0, 4.0]
     assert found["memory_ratio"] == 0.3
-    assert found["share_of_matmul_rate"] == pytest.approx(0.5)
+    assert found["share_of_matmul_rate"] == pytest.approx(0.4375)
+    assert found["share_range"] == pytest.approx([0.375, 1.5])
     assert not found["met"]
     assert found["memory_met"]
     line = capsys.readouterr().out

@@ -303,9 +303,7 @@ def _token_groups(batch: GroupBatch) -> list[TokenGroup]:
     scored = (batch.scored_row.tolist(), batch.response_of.tolist(), batch.target_ids.tolist())
     for row, response, token in zip(*scored, strict=True):
         answers[row].setdefault(response, []).append(token)
-    prompts = [
-        ids[branches == PROMPT].tolist() for ids, branches in zip(batch.input_ids, batch.branch_ids, strict=True)
-    ]
+    prompts = [ids[own == PROMPT].tolist() for ids, own in zip(batch.input_ids, batch.branch_ids, strict=True)]
     return [(prompt, list(mine.values())) for prompt, mine in zip(prompts, answers, strict=True)]
 
 
