@@ -77,6 +77,8 @@ def make_config(kind: str, **changes):
             | {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}
             | changes
         ),
+        "granite": lambda: transformers.GraniteConfig(**common | {"residual_multiplier": 0.5} | changes),
+        "smollm3": lambda: transformers.SmolLM3Config(**common | {"no_rope_layers": [1, 0]} | changes),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(**without_gqa | changes),
         "gpt2": lambda: transformers.GPT2Config(
             **{
