@@ -27,7 +27,8 @@ from naysay.judging.heuristics import classify
 from naysay.modeling.adapters import BaseAndTuned
 from naysay.modeling.chat import encode_response
 from naysay.modeling.divergence import OpenPolicy, kl_divergence
-from naysay.modeling.forward import eval_mode, response_logps
+from naysay.modeling.forward import response_logps
+from naysay.modeling.modes import eval_mode
 from naysay.statistics.intervals import wilson
 from naysay.statistics.paired import bootstrap_mean, bootstrap_ratio_mean, paired_proportion_change
 

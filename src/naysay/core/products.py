@@ -41,9 +41,9 @@ def frozen_linear(
         assert _ONEDNN is not None
         # The kernel reads a bias as if it were contiguous.
         return _ONEDNN(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
-    if out is None or torch.is_autocast_enabled(x.device.type):  # which does not see products into something
+    if torch.is_autocast_enabled(x.device.type):  # which does not see products into something
         return F.linear(x, weight, bias)
-    return torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
+    return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
 
 
 def add_frozen_linear(into: Float[Tensor, "T O"], x: Float[Tensor, "T I"], weight: Float[Tensor, "O I"]) -> None:
@@ -51,7 +51,7 @@ def add_frozen_linear(into: Float[Tensor, "T O"], x: Float[Tensor, "T I"], weigh
     if _is_onednn(x) or torch.is_autocast_enabled(x.device.type):
         into.add_(frozen_linear(x, weight))
     else:
-        into.addmm_(x, weight.T)
+        into.addmm_(x, weight.t())
 
 
 def _is_onednn(x: Tensor) -> bool:

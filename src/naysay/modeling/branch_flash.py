@@ -15,7 +15,7 @@ heads, G key heads, D head size.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -57,8 +57,14 @@ class Run:
 
     def by_head(self, states: Tensor) -> Tensor:
         """[N, H, W, D] of [T, H, D], or [N, H, W] of [T, H]; a view."""
-        windows = states[self.first : self.after].unfold(0, self.window, self.length)
-        return windows.transpose(2, 3) if states.dim() == 3 else windows
+        return self._view(states, self.window)
+
+    def _view(self, states: Tensor, length: int) -> Tensor:
+        """So many tokens of each sequence, in one step: this is called a thousand times in a training step."""
+        of_token, of_head, *of_last = states.stride()
+        size = (self.count, states.shape[1], length, *states.shape[2:])
+        start = states.storage_offset() + self.first * of_token
+        return states.as_strided(size, (self.length * of_token, of_head, of_token, *of_last), start)
 
     def known(self, lse_TH: Tensor) -> Tensor:
         """[N, H, W] for the backward; what is read behind a sequence has no weight and no gradient."""
@@ -82,10 +88,11 @@ class Run:
 
     def put(self, into: Tensor, states: Tensor, *, add: bool = False) -> None:
         """The inverse of `by_head`: into [T, H, D] or [T, H]. Query heads of the same key head are summed."""
-        mine = into[self.first : self.first + self.count * self.length].unflatten(0, (self.count, self.length))
-        states = states[:, :, : self.length].transpose(1, 2)
-        if states.shape[2] > mine.shape[2]:
-            states = states.unflatten(2, (mine.shape[2], -1)).sum(3)
+        mine = self._view(into, self.length)
+        if self.window > self.length:
+            states = states[:, :, : self.length]
+        if states.shape[1] > mine.shape[1]:
+            states = states.unflatten(1, (mine.shape[1], -1)).sum(2)
         if add:
             mine.add_(states)
         else:
@@ -109,7 +116,7 @@ class Place:
 
         def of(run: Run) -> list[Tensor]:
             if run.first >= self.prompt.start:
-                moved = replace(run, first=run.first - self.prompt.start)
+                moved = Run(run.first - self.prompt.start, run.count, run.length, run.window)
                 return [moved.by_head(part) for part in repeated]
             keys = [run.by_head(part) for part in states]
             return keys if run.count >= _FEW else [part.repeat_interleave(shared, 1) for part in keys]

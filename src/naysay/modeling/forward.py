@@ -9,7 +9,6 @@ Legend: S rows, T tokens, M scored tokens, R responses, D hidden.
 import logging
 import types
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any
@@ -24,6 +23,7 @@ from naysay.errors import DataError, ModelError
 from naysay.modeling import branch_attention
 from naysay.modeling.layer_forward import bind_decoder_layers
 from naysay.modeling.lora_forward import bind_lora_layers
+from naysay.modeling.modes import eval_mode
 from naysay.modeling.norm_forward import bind_norms
 from naysay.modeling.rotary_forward import bind_rotary
 
@@ -387,14 +387,3 @@ def _check_groups(vocabulary: int, long_prompt: int) -> list[TokenGroup]:
         return torch.randint(vocabulary, (count,), generator=generator).tolist()
 
     return [(ids(long_prompt), [ids(3), ids(4), ids(1)]), (ids(1), [ids(2), ids(2)])]
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside, the former mode afterwards."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

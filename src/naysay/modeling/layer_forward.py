@@ -193,7 +193,7 @@ class _AttentionHalf(torch.autograd.Function):
         seen_THE, lse_TH = attend(query, key, value, of.places, of.scaling)
         (out_TD,), out_low = joined(seen_THE.flatten(1), of.scalings[3:], layers[3:])
         if any(ctx.needs_input_grad):
-            kept = x_1TD, normed_TD, scale_T1, query, key, value, seen_THE, lse_TH, low_TR, out_low
+            kept = x_1TD, scale_T1, query, key, value, seen_THE, lse_TH, low_TR, out_low
             ctx.save_for_backward(*kept, *tensors)
         ctx.of = of
         return out_TD.add_(x_1TD[0])[None]
@@ -202,7 +202,7 @@ class _AttentionHalf(torch.autograd.Function):
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         of = ctx.of
-        (x_1TD, normed_TD, scale_T1, query, key, value, seen_THE, lse_TH, low_TR, out_low), tensors = _split(ctx, 10)
+        (x_1TD, scale_T1, query, key, value, seen_THE, lse_TH, low_TR, out_low), tensors = _split(ctx, 9)
         cos, sin, norm_D, *linear = tensors
         layers = by_layer(linear)
         grad_TD = grads[0][0]
@@ -213,8 +213,10 @@ class _AttentionHalf(torch.autograd.Function):
         )
         d_query, d_key = (turned_back(part, cos[0, :, None], sin[0, :, None]) for part in (d_query, d_key))
         d_states = [part.flatten(1) for part in (d_query, d_key, d_value)]
-        of_input = ctx.needs_input_grad[0]
-        d_normed, d_qkv = joined_backward(d_states, normed_TD, low_TR, of.scalings[:3], layers[:3], of_input=of_input)
+        of_input, factors = ctx.needs_input_grad[0], (scale_T1, norm_D)
+        d_normed, d_qkv = joined_backward(
+            d_states, x_1TD[0], low_TR, of.scalings[:3], layers[:3], of_input=of_input, factors=factors
+        )
         d_x = None if d_normed is None else _with_residual(grad_TD, d_normed, x_1TD[0], norm_D, scale_T1)
         return d_x, None, None, None, None, *d_qkv, *d_o
 
@@ -228,17 +230,17 @@ class _MlpHalf(torch.autograd.Function):
         normed_TD, scale_T1 = normed(x_1TD[0], norm_D, of.epsilon)
         out_TD, kept = gated(normed_TD, of.scalings, by_layer(linear))
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x_1TD, normed_TD, scale_T1, *kept, *tensors)
+            ctx.save_for_backward(x_1TD, scale_T1, *kept, *tensors)
         ctx.of = of
         return out_TD.add_(x_1TD[0])[None]
 
     @staticmethod
     @once_differentiable  # which hides the parameters' names
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x_1TD, normed_TD, scale_T1, *kept), (norm_D, *linear) = _split(ctx, 7)
-        grad_TD, of_input = grads[0][0], ctx.needs_input_grad[0]
+        (x_1TD, scale_T1, *kept), (norm_D, *linear) = _split(ctx, 6)
+        grad_TD, of_input, factors = grads[0][0], ctx.needs_input_grad[0], (scale_T1, norm_D)
         d_normed, d_layers = gated_backward(
-            grad_TD, normed_TD, kept, ctx.of.scalings, by_layer(linear), of_input=of_input
+            grad_TD, x_1TD[0], kept, ctx.of.scalings, by_layer(linear), of_input=of_input, factors=factors
         )
         d_x = None if d_normed is None else _with_residual(grad_TD, d_normed, x_1TD[0], norm_D, scale_T1)
         return d_x, None, None, *d_layers

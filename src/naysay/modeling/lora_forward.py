@@ -13,6 +13,7 @@ Legend: T tokens, I features in, O features out, r rank.
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,29 +92,36 @@ class LoraLayer:
         of the MLP around it, was bound."""
         if not is_lora(module):
             return None
-        adapter, base = _only_adapter(module), module.base_layer
+        adapter = _only_adapter(module)
         if adapter is None:
             return None
-        low, high = module.lora_A[adapter], module.lora_B[adapter]
+        base, low, high = module.base_layer, module.lora_A[adapter], module.lora_B[adapter]
         if not plain(x, (base, low, high)) or low.bias is not None or high.bias is not None:
             return None
-        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+        weight, bias = base.weight, base.bias
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
-        return cls((base.weight, base.bias, low.weight, high.weight), module.scaling[adapter])
+        return cls((weight, bias, low.weight, high.weight), module.scaling[adapter])
 
 
 def is_lora(module: Any) -> bool:
     """Whether it is peft's LoRA around a linear layer, and no class derived from either."""
+    return type(module) is _lora_linear() and type(module.base_layer) is nn.Linear
+
+
+@cache
+def _lora_linear() -> type:
     from peft.tuners.lora import Linear
 
-    return type(module) is Linear and type(module.base_layer) is nn.Linear
+    return Linear
 
 
 def _only_adapter(layer: Any) -> str | None:
     """The name of the one vanilla adapter without dropout that is in use, else None."""
     if layer.disable_adapters or layer.merged:
         return None
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    known = layer.lora_A
+    active = [name for name in layer.active_adapters if name in known]
     if len(active) != 1 or active[0] in layer.lora_variant:
         return None
     return active[0] if isinstance(layer.lora_dropout[active[0]], nn.Identity) else None
@@ -125,7 +133,8 @@ def plain(x: Tensor, modules: tuple[Any, ...], *, bound: bool = False) -> bool:
     if torch.is_autocast_enabled(x.device.type):
         return False
     for module in modules:
-        if type(module.weight) is not nn.Parameter or module.weight.dtype != x.dtype:
+        weight = module.weight
+        if type(weight) is not nn.Parameter or weight.dtype != x.dtype:
             return False
         if hooked(module) or ("forward" in vars(module) and not bound):
             return False
@@ -134,15 +143,15 @@ def plain(x: Tensor, modules: tuple[Any, ...], *, bound: bool = False) -> bool:
 
 def hooked(module: nn.Module) -> bool:
     """Whether something else is called around its forward or backward."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    around_forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(around_forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def joined(x_TI: Tensor, scalings: Sequence[float], layers: Sequence[Weights]) -> tuple[list[Tensor], Tensor]:
     """(the outputs [T, O] of layers that read the same input, scaling · x Aᵀ [T, sum of ranks] of all of them)"""
-    low_TR = _scaled(x_TI @ _stacked(layers).T, scalings, layers)
+    low_TR = _product(x_TI, _stacked(layers).t(), scalings, layers)
     outs = [
-        frozen_linear(x_TI, weight_OI, bias_O).addmm_(low_Tr, b_Or.T)
+        frozen_linear(x_TI, weight_OI, bias_O).addmm_(low_Tr, b_Or.t())
         for (weight_OI, bias_O, _, b_Or), low_Tr in zip(layers, _parts(low_TR, layers), strict=True)
     ]
     return outs, low_TR
@@ -157,22 +166,28 @@ def joined_backward(
     *,
     of_input: bool = True,
     out: Tensor | None = None,
+    factors: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """(the gradient by the input [T, I], where it is asked for; those by the layers' tensors, one layer after another:
-    nothing for W and the bias, [r, I] for A, [O, r] for B). The first may lie in `out`."""
+    nothing for W and the bias, [r, I] for A, [O, r] for B). The first may lie in `out`. With `factors` [T, 1] and [I]
+    the input was x times both, and need not have been kept."""
     through_TR = torch.empty_like(low_TR)  # gradients by x Aᵀ
-    for grad_TO, through_Tr, layer in zip(grads, _parts(through_TR, layers), layers, strict=True):
-        torch.mm(grad_TO, layer[3], out=through_Tr)
-    _scaled(through_TR, scalings, layers)
+    for grad_TO, scaling, through_Tr, layer in zip(grads, scalings, _parts(through_TR, layers), layers, strict=True):
+        torch.addmm(through_Tr, grad_TO, layer[3], beta=0, alpha=scaling, out=through_Tr)
     d_x = None
     if of_input:
-        d_x = frozen_linear(grads[0], layers[0][0].T, out=out)
+        d_x = frozen_linear(grads[0], layers[0][0].t(), out=out)
         for grad_TO, layer in zip(grads[1:], layers[1:], strict=True):
-            add_frozen_linear(d_x, grad_TO, layer[0].T)
+            add_frozen_linear(d_x, grad_TO, layer[0].t())
         d_x.addmm_(through_TR, _stacked(layers))
-    d_a = (through_TR.T @ x_TI).split([len(layer[2]) for layer in layers])
+    if factors is None:
+        d_stacked = torch.mm(through_TR.t(), x_TI)
+    else:
+        of_token, of_feature = factors
+        d_stacked = torch.mm(through_TR.mul_(of_token).t(), x_TI).mul_(of_feature)
+    d_a = d_stacked.split([len(layer[2]) for layer in layers])
     # As [r, O] and turned: few rows times many columns is the faster way round.
-    d_b = [(low_Tr.T @ grad_TO).T for low_Tr, grad_TO in zip(_parts(low_TR, layers), grads, strict=True)]
+    d_b = [torch.mm(low_Tr.t(), grad_TO).t() for low_Tr, grad_TO in zip(_parts(low_TR, layers), grads, strict=True)]
     return d_x, [found for of_layer in zip(d_a, d_b, strict=True) for found in (None, None, *of_layer)]
 
 
@@ -192,6 +207,7 @@ def gated_backward(
     layers: Sequence[Weights],
     *,
     of_input: bool = True,
+    factors: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """As `joined_backward`, of `gated`."""
     gate_TO, up_TO, low_TR, down_low = kept
@@ -202,7 +218,9 @@ def gated_backward(
     d_up_TO = act_TO.mul_(d_inner_TO)
     d_inner_TO.mul_(up_TO)
     d_gate_TO = torch.ops.aten.silu_backward.grad_input(d_inner_TO, gate_TO, grad_input=d_inner_TO)
-    d_x, d_both = joined_backward([d_gate_TO, d_up_TO], x_TI, low_TR, scalings[:2], layers[:2], of_input=of_input)
+    d_x, d_both = joined_backward(
+        [d_gate_TO, d_up_TO], x_TI, low_TR, scalings[:2], layers[:2], of_input=of_input, factors=factors
+    )
     return d_x, [*d_both, *d_down]
 
 
@@ -216,10 +234,11 @@ def _stacked(layers: Sequence[Weights]) -> Tensor:
     return layers[0][2] if len(layers) == 1 else torch.cat([layer[2] for layer in layers])
 
 
-def _scaled(states_TR: Tensor, scalings: Sequence[float], layers: Sequence[Weights]) -> Tensor:
-    """In place."""
+def _product(x_TI: Tensor, a_IR: Tensor, scalings: Sequence[float], layers: Sequence[Weights]) -> Tensor:
+    """x A, scaled by layer."""
     if len(set(scalings)) == 1:
-        return states_TR.mul_(scalings[0])
+        return torch.addmm(x_TI.new_empty(()), x_TI, a_IR, beta=0, alpha=scalings[0])
+    states_TR = torch.mm(x_TI, a_IR)
     for part_Tr, scaling in zip(_parts(states_TR, layers), scalings, strict=True):
         part_Tr.mul_(scaling)
     return states_TR

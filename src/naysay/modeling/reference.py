@@ -16,7 +16,8 @@ from naysay.artifacts.digests import digest_ids
 from naysay.artifacts.reference_cache import ReferenceCache
 from naysay.core.prefix import TokenGroup, group_length, plan_microbatches, split_group
 from naysay.modeling.digests import policy_digest
-from naysay.modeling.forward import enable_group_forward, eval_mode, response_logps
+from naysay.modeling.forward import enable_group_forward, response_logps
+from naysay.modeling.modes import eval_mode
 from naysay.modeling.progress import progress_bar
 
 AUDIT_TOLERANCE_NATS = {torch.float64: 1e-6, torch.float32: 2e-2}

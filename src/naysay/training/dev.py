@@ -16,7 +16,8 @@ from naysay.errors import DataError
 from naysay.modeling.chat import encode_response
 from naysay.modeling.digests import policy_digest
 from naysay.modeling.divergence import kl_divergence
-from naysay.modeling.forward import eval_mode, token_budget
+from naysay.modeling.forward import token_budget
+from naysay.modeling.modes import eval_mode
 from naysay.modeling.reference import score_groups, score_now
 from naysay.training.data import EncodedGroup, encode_rows
 from naysay.training.references import OpenModel

@@ -20,7 +20,6 @@ from naysay.judging.heuristics import classify
 from naysay.modeling.chat import decode_response, encode_prompt
 from naysay.modeling.forward import (
     enable_group_forward,
-    eval_mode,
     head_tokens,
     hidden_at_scored,
     lay_out,
@@ -28,6 +27,7 @@ from naysay.modeling.forward import (
     one_at_a_time_logits,
     token_budget,
 )
+from naysay.modeling.modes import eval_mode
 from naysay.records import Prompt
 from naysay.training.guard import ProbeState
 

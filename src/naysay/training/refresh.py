@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from naysay.artifacts.store import read_jsonl, write_jsonl
 from naysay.errors import ConfigError
-from naysay.modeling.forward import eval_mode
+from naysay.modeling.modes import eval_mode
 from naysay.records import Anchor
 from naysay.training.data import EncodedGroup
 from naysay.training.objectives import Objective
