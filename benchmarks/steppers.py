@@ -77,18 +77,16 @@ def serve(connection: Connection, implementation: str, case: Case, threads: int)
     torch.set_num_threads(threads)
     try:
         step = make_step(implementation, case)
-        step()
         connection.send({"ready": True})
+        while connection.recv() is not None:
+            started = time.perf_counter()
+            step()
+            seconds = time.perf_counter() - started
+            # ru_maxrss is in KiB on Linux and in bytes on macOS.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            connection.send({"seconds": seconds, "peak_bytes": peak})
     except Exception as error:  # noqa: BLE001  the parent says which rival failed, and ends
-        connection.send({"error": f"{type(error).__name__}: {error}"})
-        return
-    while connection.recv() is not None:
-        started = time.perf_counter()
-        step()
-        seconds = time.perf_counter() - started
-        # ru_maxrss is in KiB on Linux and in bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        connection.send({"seconds": seconds, "peak_bytes": peak})
+        connection.send({"error": f"{implementation}: {type(error).__name__}: {error}"})
 
 
 def make_step(implementation: str, case: Case) -> Step:

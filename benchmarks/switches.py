@@ -13,6 +13,7 @@ def _dense_mask() -> None:
 
 def _gathered_keys() -> None:
     branch_attention._flash_covers = lambda *args: False
+    _parts_by_themselves()  # whose attention calls the kernels itself
 
 
 def _head_computed_twice() -> None:

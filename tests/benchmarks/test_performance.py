@@ -1,5 +1,7 @@
 """The performance benchmark: rivals compute one gradient, FLOPs are counted by hand, ratios are of paired steps."""
 
+import multiprocessing
+import threading
 from contextlib import nullcontext
 from dataclasses import asdict
 
@@ -11,7 +13,8 @@ from benchmarks import run, steppers
 from conftest import make_model, make_tokenizer
 from naysay.config.model import ModelConfig
 from naysay.core import products
-from naysay.modeling import branch_attention, forward
+from naysay.errors import InputNotFoundError
+from naysay.modeling import branch_attention, branch_flash, forward
 
 CASE = steppers.Case(prompt=5, answer=3, k=2)
 
@@ -58,6 +61,19 @@ def test_the_rivals_compute_the_gradient_of_the_same_group(tiny):
         steppers.make_step("nothing", CASE)
 
 
+def count_calls(monkeypatch, module, name):
+    """A list that grows with each call of the function."""
+    calls = []
+    function = getattr(module, name)
+
+    def counted(*args, **kwargs):
+        calls.append(name)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
 @pytest.mark.parametrize("name", list(SWITCHES))
 def test_a_step_without_one_of_its_measures_has_the_same_gradient(tiny, name, monkeypatch):
     torch.manual_seed(0)
@@ -70,6 +86,7 @@ def test_a_step_without_one_of_its_measures_has_the_same_gradient(tiny, name, mo
         (branch_attention, "_flash_covers"),
         (products, "_ONEDNN"),
     ]
+    calls = count_calls(monkeypatch, branch_flash, "_flash")
     before = [getattr(module, attribute) for module, attribute in places]
     for (module, attribute), value in zip(places, before, strict=True):  # put back at the end of the test
         monkeypatch.setattr(module, attribute, value)
@@ -77,7 +94,8 @@ def test_a_step_without_one_of_its_measures_has_the_same_gradient(tiny, name, mo
     steppers.make_step(f"without {name}", CASE)()
     after = [getattr(module, attribute) for module, attribute in places]
     changed = sum(one is not other for one, other in zip(before, after, strict=True))
-    assert changed == (2 if "any of these" in name else 1)
+    assert changed == (2 if "any of these" in name or "keys gathered" in name else 1)
+    assert bool(calls) == (not name.startswith(("flash kernels", "attention over allowed pairs")))
     ours, theirs = map(gradients, tiny)
     for parameter, gradient in ours.items():
         assert torch.allclose(theirs[parameter], gradient, rtol=1e-3, atol=1e-6), parameter
@@ -89,6 +107,21 @@ def test_trl_steps_through_the_pairs_of_the_group(tiny):
     torch.manual_seed(0)
     steppers.make_step("trl:2", CASE)()
     assert len(gradients(tiny[-1])) > 10
+
+
+def test_a_step_that_fails_is_told_to_the_parent_with_the_name_of_who_took_it(monkeypatch):
+    def failing():
+        raise ValueError("no such token")
+
+    monkeypatch.setattr(steppers, "make_step", lambda implementation, case: failing)
+    here, there = multiprocessing.Pipe()
+    child = threading.Thread(target=steppers.serve, args=(there, "trl:2", CASE, torch.get_num_threads()))
+    child.start()
+    run._received(here)
+    with pytest.raises(InputNotFoundError, match=r"^trl:2: ValueError: no such token; pip install .*parity"):
+        run.ask(here)
+    child.join(timeout=10)
+    assert not child.is_alive()
 
 
 def test_flops_by_hand(tiny):
@@ -132,18 +165,20 @@ def test_where_axes_meet_is_measured_once(monkeypatch):
 
     def ask(started):
         asked.append(started)
-        return {"seconds": float(len(asked)), "peak_bytes": 10**9}
+        # The second step is the faster one.
+        return {"seconds": 100.0 - len(asked), "peak_bytes": len(asked)}
 
-    monkeypatch.setattr(run, "worker", lambda name, case, threads: nullcontext((name, case)))
+    monkeypatch.setattr(run, "worker", lambda name, case, threads, warm: nullcontext((name, case)))
     monkeypatch.setattr(run, "ask", ask)
     monkeypatch.setattr(run, "needed_flops", lambda case: {"body": 1e9})
     found = run.sizes(quick=False, threads=1)
-    assert len(asked) == len(set(asked))
+    assert len(asked) == 2 * len(set(asked))
     points = {(p["axis"], *(p["case"][n] for n in ("prompt", "answer", "k", "vocabulary")), p["ours"]) for p in found}
     assert len(points) == len(found)
     centre = [point["seconds"] for point in found if point["case"] == asdict(run.CENTRE)]
     assert len(centre) == 4
     assert len(set(centre)) == 1
+    assert (100.0 - centre[0]) % 2 == 0
     # A group above the budget is measured in parts too.
     assert ("K", 128, 64, 32, 49152, "naysay, 2048 tokens") in points
 
@@ -201,6 +236,6 @@ def test_races_of_one_case_share_a_worker_of_ours(monkeypatch):
     monkeypatch.setattr(run, "race", race)
     found = run.steps(run.RACES, 3, threads=1)
     assert started == list(dict.fromkeys(one.case.name for one in run.RACES))
-    # TRL's steps are long: two turns at most, one where no target is.
-    assert [turns for _, turns, _ in found] == [3, 3, 2, 2, 1, 3]
+    # Steps of TRL and of the oracle are long: two turns at most, one where no target is.
+    assert [turns for _, turns, _ in found] == [3, 2, 2, 2, 1, 3]
     assert [ours for *_, ours in found] == [1, 2, 2, 3, 3, 4]
