@@ -1,6 +1,6 @@
 """How fast and how small: naysay beside its rivals, measured in turn in one run.
 
-    python -m benchmarks.run                  # the whole table, at most 30 minutes on 2 cores
+    python -m benchmarks.run                  # the whole table, about 30 minutes on 2 busy cores, 20 on quiet ones
     python -m benchmarks.run --quick          # at most four minutes: the cheapest cases, once, no parts and no sizes
     python -m benchmarks.run --tune-peer      # first search the rivals' best batch sizes, and keep them
 
@@ -172,9 +172,9 @@ def race(one: Race, repeats: int, threads: int, ours: Connection | None = None) 
 
 
 def _turns(one: Race, repeats: int) -> int:
-    """Steps of TRL and of the oracle take up to a minute: two turns of them, and one where nothing is asked for, so
-    that the table stays within half an hour."""
-    if not one.rival.startswith("trl") and one.rival != "one at a time":
+    """TRL's steps take up to a minute: two turns of them, and one where nothing is asked for, so that the table stays
+    within half an hour."""
+    if not one.rival.startswith("trl"):
         return repeats
     return min(repeats, 2) if one.at_least is not None else 1
 
@@ -284,7 +284,8 @@ def ask(connection: Connection) -> dict[str, float]:
 def _received(connection: Connection) -> dict[str, float]:
     answer = connection.recv()
     if "error" in answer:
-        hint = "; pip install -c constraints.txt -e '.[parity]'" if "trl" in answer["error"] else ""
+        missing = "No module named 'trl" in answer["error"]
+        hint = "; pip install -c constraints.txt -e '.[parity]'" if missing else ""
         raise InputNotFoundError(f"{answer['error']}{hint}")
     return answer
 

@@ -141,6 +141,14 @@ def test_the_gradient_is_the_oracles(tmp_path, rows):
         assert torch.allclose(found[name], parameter.grad, rtol=1e-5, atol=1e-7), name
 
 
+def test_a_step_is_taken_in_training_mode_throughout(tmp_path, rows):
+    fitted = trainer(tmp_path, rows)
+    fitted.model.model.layers[0].mlp.eval()
+    batch = fitted.data_collator([fitted.train_dataset[0]])
+    fitted.training_step(fitted.model, batch, num_items_in_batch=torch.tensor(1))
+    assert all(module.training for module in fitted.model.modules())
+
+
 def test_duplicate_anchors_count_twice_and_are_computed_once(rows):
     groups, _ = encode_rows(rows, make_tokenizer(), max_length=1024)
     assert len(groups[2].anchors) == 3

@@ -17,21 +17,10 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-class TrainingMode:
-    """`model.train()` before each step, at the price of asking where nothing is to be set.
+def set_training(model: nn.Module) -> None:
+    """`model.train()`, where anything in it is in eval mode: to ask is much cheaper than to set every flag anew.
 
-    `train()` visits all modules and sets their flag anew, though only something between the steps can have changed it.
     The flag of the model alone does not tell: under a new adapter the layers of a loaded model are still in eval mode.
-
-    Example: `mode = TrainingMode()` once, `mode.set(model)` before each step.
     """
-
-    def __init__(self) -> None:
-        self._model: nn.Module | None = None
-        self._modules: list[nn.Module] = []
-
-    def set(self, model: nn.Module) -> None:
-        if model is not self._model:
-            self._model, self._modules = model, list(model.modules())
-        if not all(module.training for module in self._modules):
-            model.train()
+    if not all(module.training for module in model.modules()):
+        model.train()

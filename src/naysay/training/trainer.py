@@ -19,7 +19,7 @@ from naysay.errors import DataError, InputNotFoundError, ModelError, NonFiniteLo
 from naysay.modeling.adapters import add_adapter
 from naysay.modeling.forward import enable_group_forward, response_logps, token_budget
 from naysay.modeling.loading import context_length, refuse_dropout
-from naysay.modeling.modes import TrainingMode
+from naysay.modeling.modes import set_training
 from naysay.training.balance import Dealing
 from naysay.training.checkpoints import check_references, last_complete, mark_complete
 from naysay.training.config import D2OConfig
@@ -137,7 +137,6 @@ class D2OTrainer(Trainer):
         enable_group_forward(model)
         self._metrics = StepMetrics(self._objective.skip_weight_below)
         self._constant = StepConstant(self._objective)
-        self._mode = TrainingMode()
         self._token_budget = token_budget(args.tokens_per_microbatch, args.device)
         self._collate = GroupCollator(groups["normal"])
         super().__init__(
@@ -189,7 +188,7 @@ class D2OTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of this rank's groups: gradients of Σ loss / (pairs of the whole optimizer step)."""
-        self._mode.set(model)
+        set_training(model)
         self._metrics.start()
         if self.anchor_buffer is not None:
             # The data loader collates a batch ahead, before the anchors of this step were redrawn.
