@@ -1,6 +1,6 @@
 """How fast and how small: naysay beside its rivals, measured in turn in one run.
 
-    python -m benchmarks.run                  # the whole table, about 30 minutes on 2 busy cores, 20 on quiet ones
+    python -m benchmarks.run                  # the whole table, about 30 minutes on 2 busy cores
     python -m benchmarks.run --quick          # at most four minutes: the cheapest cases, once, no parts and no sizes
     python -m benchmarks.run --tune-peer      # first search the rivals' best batch sizes, and keep them
 
