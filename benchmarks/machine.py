@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.steppers import Case, group_of
+from benchmarks.steppers import Case, groups_of, wait
 
 from naysay.config.model import ModelConfig
+from naysay.modeling.forward import token_budget
 from naysay.modeling.loading import load_model, load_tokenizer
 from naysay.modeling.reference import score_groups
 
@@ -21,18 +22,24 @@ def scoring(*, quick: bool, repeats: int, threads: int) -> list[dict[str, Any]]:
     """Reference log-probs of a group through the cache's path, against a bare forward over as many tokens."""
     torch.set_num_threads(threads)
     model, tokenizer = load_model(ModelConfig()).eval(), load_tokenizer(ModelConfig())
-    case = Case(128, 64, 3 if quick else 11)
-    prompt, answers = group_of(case)
-    ids = torch.tensor([[*prompt, *(token for answer in answers for token in answer)]])
+    return scoring_of(model, tokenizer, Case(128, 64, 3 if quick else 11), repeats=repeats)
+
+
+def scoring_of(model: Any, tokenizer: Any, case: Case, *, repeats: int) -> list[dict[str, Any]]:
+    """As `scoring`, of any model and case."""
+    groups, device = groups_of(case), model.device
+    ids = torch.tensor(
+        [[*prompt, *(token for answer in answers for token in answer)] for prompt, answers in groups], device=device
+    )
 
     def ours() -> float:
         with tempfile.TemporaryDirectory() as folder:
             score_groups(
                 model,
                 tokenizer,
-                [(prompt, answers)],
+                groups,
                 cache_root=Path(folder),
-                tokens_per_microbatch=4096,
+                tokens_per_microbatch=token_budget(None, device),
                 head_chunk=None,
                 digest="benchmark",
             )
@@ -41,19 +48,21 @@ def scoring(*, quick: bool, repeats: int, threads: int) -> list[dict[str, Any]]:
     @torch.inference_mode()
     def bare() -> float:
         model(input_ids=ids, use_cache=False)
+        wait(device)
         return case.tokens
 
     @torch.inference_mode()
     def without_head() -> float:
         model.base_model(input_ids=ids, use_cache=False)
+        wait(device)
         return case.tokens
 
-    results = []
+    results, rows = [], "one row" if case.groups == 1 else f"{case.groups} rows"
     for name, rival, target in (("the bare model", bare, 0.9), ("the same without its head", without_head, None)):
         ratio, spread, rates = _in_turn(ours, rival, repeats)
         aim = "" if target is None else f" (target {target}x{'' if ratio >= target else ', NOT MET'})"
         text = (
-            f"score {case.name}: {rates[0]:.0f} tokens/s; {name} on one row of as many tokens {rates[1]:.0f}: "
+            f"score {case.name}: {rates[0]:.0f} tokens/s; {name} on {rows} of as many tokens {rates[1]:.0f}: "
             f"{ratio:.2f}x [{spread[0]:.2f}, {spread[1]:.2f}]{aim}"
         )
         results.append(

@@ -15,8 +15,8 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -124,24 +124,36 @@ def steps(races: Sequence[Race], repeats: int, threads: int) -> list[dict[str, A
     return results
 
 
-def race(one: Race, repeats: int, threads: int, ours: Connection | None = None) -> dict[str, Any]:
+def race(
+    one: Race,
+    repeats: int,
+    threads: int,
+    ours: Connection | None = None,
+    rate: Callable[[], float] | None = None,
+) -> dict[str, Any]:
     """Time both in turn; the median ratio, its range, the share of the matmul rate that was measured beside each step
     (median and range), and peak memory.
 
     Args:
         ours: a worker of ours that is there already.
+        rate: measures the matmul rate (None: the processor's).
     """
+    rate = rate or partial(matmul_rate, threads)
     rival = f"trl:{peer_batch(one.case)}" if one.rival == "trl" else one.rival
-    own = worker(one.ours, one.case, threads) if ours is None else nullcontext(ours)
-    with own as ours, worker(rival, one.case, threads) as theirs:
+    own = started(one.ours, one.case, threads) if ours is None else nullcontext(ours)
+    with own as mine_there, started(rival, one.case, threads) as theirs:
+        if ours is None:
+            ours = mine_there
+            ready(ours)
+        ready(theirs)
         rates, mine, other = [], [], []
         for _ in range(repeats):
             # Ours is the shorter one, and machines are busy by turns: it is timed on both sides of the other.
-            rates.append(matmul_rate(threads))
+            rates.append(rate())
             mine.append(ask(ours))
             other.append(ask(theirs))
             mine.append(ask(ours))
-            rates.append(matmul_rate(threads))
+            rates.append(rate())
     around = [statistics.mean(step["seconds"] for step in mine[i : i + 2]) for i in range(0, len(mine), 2)]
     ratios = [step["seconds"] / seconds for step, seconds in zip(other, around, strict=True)]
     flops, seconds = needed_flops(one.case), statistics.median(step["seconds"] for step in mine)
@@ -185,10 +197,10 @@ def _line(of: dict[str, Any]) -> str:
 
     low, high = of["ratio_range"]
     return (
-        f"step {of['case']}: {of['ours']} {of['seconds']:.2f} s, {of['rival']} {of['rival_seconds']:.2f} s: "
+        f"step {of['case']}: {of['ours']} {of['seconds']:.3g} s, {of['rival']} {of['rival_seconds']:.3g} s: "
         f"{of['ratio']:.2f}x [{low:.2f}, {high:.2f}]{aim(of['target'], of['met'])}; memory {of['peak_gb'][0]:.2f} of "
         f"{of['peak_gb'][1]:.2f} GB ({of['memory_ratio']:.2f}x{aim(of['memory_target'], of['memory_met'])}); "
-        f"{100 * of['share_of_matmul_rate']:.0f} % of the measured {of['matmul_gflop_per_second']:.0f} GFLOP/s"
+        f"{100 * of['share_of_matmul_rate']:.0f} % of the measured {of['matmul_gflop_per_second']:,.0f} GFLOP/s"
     )
 
 
@@ -254,30 +266,47 @@ def peer_batch(case: Case) -> int:
 
 @contextmanager
 def worker(implementation: str, case: Case, threads: int, *, warm: bool = True) -> Iterator[Connection]:
-    """A child process that takes a step whenever it is asked, and has taken one already where it is `warm`."""
+    """A child process that takes a step whenever it is asked, and the first pass of one already where it is `warm`."""
+    with started(implementation, case, threads) as here:
+        ready(here, warm=warm)
+        yield here
+
+
+@contextmanager
+def started(implementation: str, case: Case, threads: int) -> Iterator[Connection]:
+    """A `worker` that may not be there yet: several can be made ready at once."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, implementation, case, threads), daemon=True)
     process.start()
     try:
-        _received(here)
-        if warm:
-            ask(here)
         yield here
-        here.send(None)
+        with suppress(OSError):  # one that failed has ended
+            here.send(None)
     finally:
         process.join(timeout=10)
         process.kill()
 
 
-def ask(connection: Connection) -> dict[str, float]:
-    """The seconds of a step, and the peak memory so far.
+def ready(connection: Connection, *, warm: bool = True) -> None:
+    """Wait for a worker, and let it warm up.
+
+    Raises:
+        InputNotFoundError, EOFError: as `ask`.
+    """
+    _received(connection)
+    if warm:
+        ask(connection, "warm up")
+
+
+def ask(connection: Connection, what: str = "step") -> dict[str, float]:
+    """The seconds of a step, and the peak memory so far; or of the first pass of one, to `warm up`.
 
     Raises:
         InputNotFoundError: the step failed.
         EOFError: the process ended, e.g. for want of memory.
     """
-    connection.send("step")
+    connection.send(what)
     return _received(connection)
 
 

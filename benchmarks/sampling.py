@@ -106,10 +106,10 @@ def load_both() -> tuple[Any, HFSampler]:
     return model, sampler
 
 
-def draw(sampler: HFSampler, prompts: Sequence[Prompt]) -> int:
+def draw(sampler: HFSampler, prompts: Sequence[Prompt], batch_size: int | None = None) -> int:
     """Tokens that naysay drew, batch by batch as it plans them."""
     requests = requests_of(prompts)
-    batches = plan_batches(requests, SamplingConfig().batch_size)
+    batches = plan_batches(requests, batch_size or SamplingConfig().batch_size)
     drawn = (sampler.sample([requests[i] for i in batch], SETTINGS) for batch in batches)
     return sum(len(response.token_ids) for responses in drawn for response in responses)
 
@@ -119,7 +119,7 @@ def generate(model: Any, prompts: Sequence[Prompt], batch: int) -> int:
     """Tokens that the library's `generate` drew, `batch` prompts a call; what follows an end of text does not count."""
     made = 0
     for start in range(0, len(prompts), batch):
-        ids = torch.tensor(prompts[start : start + batch])
+        ids = torch.tensor(prompts[start : start + batch], device=model.device)
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

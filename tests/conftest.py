@@ -8,30 +8,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from benchmarks.random_models import TEMPLATE as TEMPLATE
+from benchmarks.random_models import byte_tokenizer as make_tokenizer
 
 # Tiny models: a second thread would mostly wait, and badly so where another process is busy.
 torch.set_num_threads(1)
-
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def make_tokenizer():
-    """Bytes as tokens, plus the three control tokens of a ChatML model."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", bos_token="<|im_start|>", pad_token="<pad>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
 
 
 def make_model(kind: str = "llama", *, dtype=torch.float32, seed: int = 0, **changes):

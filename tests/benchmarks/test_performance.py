@@ -3,10 +3,11 @@
 import multiprocessing
 import threading
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from benchmarks.random_models import SHAPES, random_model
 from benchmarks.switches import SWITCHES
 
 from benchmarks import run, steppers
@@ -31,7 +32,8 @@ def tiny(monkeypatch):
 
     monkeypatch.setattr(steppers, "load_model", load)
     monkeypatch.setattr(steppers, "load_tokenizer", lambda config: make_tokenizer())
-    monkeypatch.setattr(steppers, "group_of", lambda case: ([5, 9, 11, 3, 8], [[7, 6, 4], [1, 2, 3], [9, 9, 4]]))
+    group = ([5, 9, 11, 3, 8], [[7, 6, 4], [1, 2, 3], [9, 9, 4]])
+    monkeypatch.setattr(steppers, "groups_of", lambda case: [group] * case.groups)
     return models
 
 
@@ -59,6 +61,39 @@ def test_the_rivals_compute_the_gradient_of_the_same_group(tiny):
     )
     with pytest.raises(ValueError, match="no implementation 'nothing'"):
         steppers.make_step("nothing", CASE)
+
+
+@pytest.mark.parametrize("name", ["naysay", "unshared", "one at a time", "pairs"])
+def test_groups_of_one_step_add_up_and_the_first_pass_is_a_part_of_it(tiny, name):
+    def of(case, take):
+        torch.manual_seed(0)
+        take(steppers.make_step(name, case))
+        return torch.cat([g.flatten() for g in gradients(tiny[-1]).values()])
+
+    once = of(CASE, lambda step: step())
+    twice = of(replace(CASE, groups=2), lambda step: step())
+    # The trainer's is the mean over pairs, the others' a sum.
+    assert torch.allclose(twice, once if name == "naysay" else 2 * once, rtol=1e-4, atol=1e-6)
+    first = of(CASE, lambda step: step.warm_up())
+    alone = len(steppers.make_step(name, CASE).passes) == 1
+    assert alone == torch.allclose(first, once, rtol=1e-4, atol=1e-6)
+    assert alone == (name in {"naysay", "unshared"})
+
+
+def test_random_models_have_the_published_number_of_weights():
+    counted = {
+        shape: sum(p.numel() for p in random_model(shape, dtype=torch.bfloat16, device="meta").parameters())
+        for shape in SHAPES
+    }
+    assert counted == {"smollm2-135m": 134_515_008, "llama-3.2-1b": 1_235_814_400, "llama-2-7b": 6_738_415_616}
+
+
+def test_cases_with_several_groups_are_counted_as_such():
+    one, four = (steppers.Case(20, 7, 3, groups=n, shape="llama-3.2-1b") for n in (1, 4))
+    assert four.tokens == 4 * one.tokens
+    assert steppers.needed_flops(four) == {name: 4 * value for name, value in steppers.needed_flops(one).items()}
+    assert steppers.groups_of(four)[0] == steppers.groups_of(one)[0]
+    assert four.name == "llama-3.2-1b, P=20, R=7, K=3, 4 groups"
 
 
 def count_calls(monkeypatch, module, name):
@@ -150,7 +185,8 @@ def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch,
         "one at a time": iter([(4.0, 300), (6.0, 400)]),
     }
 
-    monkeypatch.setattr(run, "worker", lambda name, case, threads: nullcontext(name))
+    monkeypatch.setattr(run, "started", lambda name, case, threads: nullcontext(name))
+    monkeypatch.setattr(run, "ready", lambda connection: None)
     monkeypatch.setattr(run, "ask", lambda name: dict(zip(("seconds", "peak_bytes"), next(steps[name]), strict=True)))
     monkeypatch.setattr(run, "matmul_rate", lambda threads: 1e9)
     monkeypatch.setattr(run, "needed_flops", lambda case: {"body": 7.5e8})

@@ -286,13 +286,11 @@ def test_no_logits_beyond_a_chunk_forward_or_backward():
 
 
 @pytest.mark.parametrize("groups", [GROUPS, GROUPS[1:2], [([4], [[3]])], [([4, 5], []), *GROUPS[2:]]])
-def test_a_packed_row_holds_the_padded_rows_their_prompts_last_and_says_where(groups):
+def test_a_packed_row_holds_all_answers_and_then_all_prompts_and_says_where(groups):
     rows, (packed, branches) = layout_groups(groups), pack_groups(groups)
     width = rows.input_ids.shape[1]
     numbers = torch.arange(rows.input_ids.numel()).view_as(rows.input_ids)
-    order = torch.cat(
-        [part for n, own in zip(numbers, rows.branch_ids, strict=True) for part in (n[own > 0], n[own == 0])]
-    )
+    order = torch.cat([numbers[rows.branch_ids > 0], numbers[rows.branch_ids == 0]])
     for name in ("input_ids", "position_ids", "branch_ids"):
         assert getattr(packed, name)[0].tolist() == getattr(rows, name).flatten()[order].tolist()
     assert order[packed.scored_at].tolist() == (rows.scored_row * width + rows.scored_at).tolist()

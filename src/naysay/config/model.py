@@ -17,7 +17,8 @@ class ModelConfig(Section):
     """Revision of a hub id."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights; `auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
+    """Type of the weights; `auto` is bfloat16 on a GPU that has it and float32 elsewhere. There `training.method=full`
+    trains float32 weights with bfloat16 products."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""

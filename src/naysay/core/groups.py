@@ -67,12 +67,12 @@ class D2OTerms:
 class GroupBatch:
     """Token layout of R responses to shared prompts, ready for one forward.
 
-    A row holds one prompt followed by branches (its responses), or, packed, groups one after another, each its branches
-    and then its prompt (`core.prefix`); `branch_ids` is 0 on the prompt, 1, 2, ... on the
-    branches and −1 on padding. Positions restart at the prompt's end on every branch. What is scored stands in
-    explicit triples, because the first token of *every* branch is predicted by the same last prompt position: token
-    `target_ids[m]` of response `response_of[m]` is predicted at `scored_at[m]` of row `scored_row[m]`. A response's
-    last token is only there: nothing is predicted from it, so the row does without it.
+    A row holds one prompt followed by branches (its responses), or, packed, the branches of all groups and then their
+    prompts (`core.prefix`); `branch_ids` is 0 on the prompt, 1, 2, ... on the branches and −1 on padding. Positions
+    restart at the prompt's end on every branch. What is scored stands in explicit triples, because the first token of
+    *every* branch is predicted by the same last prompt position: token `target_ids[m]` of response `response_of[m]` is
+    predicted at `scored_at[m]` of row `scored_row[m]`. A response's last token is only there: nothing is predicted from
+    it, so the row does without it.
     """
 
     input_ids: Int[Tensor, "S T"]
@@ -91,8 +91,8 @@ class GroupBatch:
 
 @dataclass(frozen=True)
 class Branches:
-    """Where the prompts and the responses of a packed row stand: the row holds B groups one after another, without
-    padding, each its responses in their order, with their prompt right behind them (`core.prefix.pack_groups`).
+    """Where the prompts and the responses of a packed row stand: the row holds the responses of B groups, group by
+    group in their order, and then the prompts, without padding (`core.prefix.pack_groups`).
 
     Attention reads the row through these: a prompt sees itself, a response sees its prompt and itself, and no other
     pair is computed. The R responses are those with a token in the row, which have two or more. `place[t]` is where the

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from naysay.core.products import add_frozen_linear, frozen_linear
+from naysay.core.products import add_frozen_linear, frozen_linear, into_float32
 
 Head = Callable[[Tensor], Tensor]
 
@@ -84,10 +84,12 @@ class _FrozenLinearLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: FrozenLinear, chunk: int) -> Tensor:
         direction, logits = ctx.needs_input_grad[0], chunk * len(head.weight)
-        found = [
-            _stream(hidden_CD, target_C, head, logits=logits, direction=direction)
-            for hidden_CD, target_C in zip(hidden.split(_STREAMED), targets.split(_STREAMED), strict=True)
-        ]
+        if hidden.device.type == "cuda":
+            parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+            found = [_at_once(hidden_CD, target_C, head, direction=direction) for hidden_CD, target_C in parts]
+        else:
+            parts = zip(hidden.split(_STREAMED), targets.split(_STREAMED), strict=True)
+            found = [_stream(*part, head, logits=logits, direction=direction) for part in parts]
         logp_M, direction_MD = map(torch.cat, zip(*found, strict=True))
         if direction:
             ctx.save_for_backward(direction_MD)
@@ -98,6 +100,21 @@ class _FrozenLinearLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (direction_MD,) = ctx.saved_tensors
         return grads[0][:, None].to(direction_MD.dtype) * direction_MD, None, None, None
+
+
+def _at_once(hidden_CD: Tensor, target_C: Tensor, head: FrozenLinear, *, direction: bool) -> tuple[Tensor, Tensor]:
+    """As `_stream`, of the whole vocabulary: a GPU has one kernel for its softmax, and is busy with few tokens."""
+    logits_CV = into_float32(hidden_CD, head.weight.t())
+    if head.bias is not None:
+        logits_CV += head.bias
+    logp_CV = (logits_CV if head.scale == 1.0 else logits_CV.mul_(head.scale)).log_softmax(-1)
+    del logits_CV
+    logp_C = logp_CV.gather(1, target_C[:, None])[:, 0]
+    if not direction:
+        return logp_C, hidden_CD[:0]
+    probs_CV = torch.exp(logp_CV, out=torch.empty_like(logp_CV, dtype=head.weight.dtype))
+    mean_CD = into_float32(probs_CV, head.weight)
+    return logp_C, ((head.weight[target_C] - mean_CD) * head.scale).to(hidden_CD.dtype)
 
 
 def _stream(
@@ -141,8 +158,12 @@ def _stream(
 
 
 def sum_by_response(logp: Float[Tensor, " M"], response_of: Int[Tensor, " M"], responses: int) -> Float[Tensor, " R"]:
-    """Sum of token log-probs (nats) of each of the `responses` responses."""
-    return logp.new_zeros(responses).index_add(0, response_of, logp)
+    """Sum of token log-probs (nats) of each of the `responses` responses; the same bits at each call."""
+    if logp.device.type == "cpu":
+        return logp.new_zeros(responses).index_add(0, response_of, logp)
+    # A GPU's threads would add in any order.
+    mine_RM = response_of == torch.arange(responses, device=logp.device)[:, None]
+    return torch.where(mine_RM, logp, logp.new_zeros(())).sum(1)
 
 
 def log_complement(logp: Float[Tensor, "*M"]) -> Float[Tensor, "*M"]:

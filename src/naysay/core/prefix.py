@@ -7,7 +7,7 @@ Legend: S rows, T tokens of a row, M scored tokens, B groups, R responses, P and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from jaxtyping import Bool, Int
@@ -46,58 +46,82 @@ def layout_groups(groups: Sequence[TokenGroup], *, pad_id: int = 0) -> GroupBatc
     def pad(values: list[int], fill: int) -> list[int]:
         return values + [fill] * (width - len(values))
 
-    return _batch(
-        groups,
-        rows,
-        places=[(number, 0) for number in range(len(rows))],
-        input_ids=[pad(row.ids, pad_id) for row in rows],
-        position_ids=[pad(row.positions, 0) for row in rows],
-        branch_ids=[pad(row.branches, PADDING) for row in rows],
+    first = list(accumulate((len(answers) for _, answers in groups), initial=0))
+    scored = [
+        (number, at, token, first[number] + index) for number, row in enumerate(rows) for at, token, index in row.scored
+    ]
+    scored_row, scored_at, target_ids, response_of = torch.tensor(scored, dtype=torch.long).reshape(-1, 4).unbind(1)
+    return GroupBatch(
+        input_ids=torch.tensor([pad(row.ids, pad_id) for row in rows]),
+        position_ids=torch.tensor([pad(row.positions, 0) for row in rows]),
+        branch_ids=torch.tensor([pad(row.branches, PADDING) for row in rows]),
+        scored_row=scored_row,
+        scored_at=scored_at,
+        target_ids=target_ids,
+        response_of=response_of,
+        responses=first[-1],
     )
 
 
 def pack_groups(groups: Sequence[TokenGroup]) -> tuple[GroupBatch, Branches]:
-    """Lay out groups one after another in a single row, without padding, and say where everything stands. A group's
-    answers come first and its prompt last, so that something always stands behind an answer
-    (`modeling.branch_flash` reads it along).
+    """Lay out groups in a single row, without padding, and say where everything stands: first the answers of all
+    groups, one group after another, then their prompts. Answers, and prompts, are thus a slice of the row each
+    (`modeling.branch_varlen`), and something always stands behind an answer (`modeling.branch_flash` reads it along).
 
     Raises:
         DataError: as `layout_groups`.
     """
-    rows = [_prompt_last(row, len(prompt)) for row, (prompt, _) in zip(_rows(groups), groups, strict=True)]
-    starts = list(accumulate((len(row.ids) for row in rows), initial=0))
-    batch = _batch(
-        groups,
-        rows,
-        places=[(0, start) for start in starts[:-1]],
-        input_ids=[[token for row in rows for token in row.ids]],
-        position_ids=[[position for row in rows for position in row.positions]],
-        branch_ids=[[branch for row in rows for branch in row.branches]],
+    _refuse_empty(groups)
+    prompts = torch.tensor([len(prompt) for prompt, _ in groups])
+    counts = torch.tensor([len(answers) for _, answers in groups])
+    answers = [answer for _, mine in groups for answer in mine]
+    group_of = torch.arange(len(groups)).repeat_interleave(counts)
+    lengths = torch.tensor([len(answer) for answer in answers], dtype=torch.long)
+    reads = lengths - 1
+    answer_at, of_answer, offset = _spread(reads)
+    prompt_at, _, place = _spread(prompts)
+    prompt_at = prompt_at + len(offset)
+    in_group = torch.arange(len(answers)) - (counts.cumsum(0) - counts)[group_of]
+    _, response_of, number = _spread(lengths)
+    # A response's first token is predicted by its prompt's last, any other by the one before it.
+    scored_at = torch.where(
+        number == 0, (prompt_at + prompts - 1)[group_of[response_of]], answer_at[response_of] + number - 1
     )
-    prompts = [range(stop - len(prompt), stop) for stop, (prompt, _) in zip(starts[1:], groups, strict=True)]
-    responses, group_of = [], []
-    for number, (start, (_, answers)) in enumerate(zip(starts[:-1], groups, strict=True)):
-        for read in (len(answer) - 1 for answer in answers if len(answer) > 1):
-            responses.append(range(start, start + read))
-            group_of.append(number)
-            start += read
-    return batch, _branches(prompts, responses, group_of)
+    ids = [
+        *chain.from_iterable(answer[:-1] for answer in answers),
+        *chain.from_iterable(prompt for prompt, _ in groups),
+    ]
+    batch = GroupBatch(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.cat([prompts[group_of[of_answer]] + offset, place])[None],
+        branch_ids=torch.cat([in_group[of_answer] + 1, torch.full_like(place, PROMPT)])[None],
+        scored_row=torch.zeros_like(scored_at),
+        scored_at=scored_at,
+        target_ids=torch.tensor([*chain.from_iterable(answers)], dtype=torch.long),
+        response_of=response_of,
+        responses=len(answers),
+    )
+    read = reads > 0
+    return batch, _branches((prompt_at, prompts), (answer_at[read], reads[read]), group_of[read])
 
 
-def _prompt_last(row: _Row, prompt: int) -> _Row:
-    def turned(values: list[int]) -> list[int]:
-        return values[prompt:] + values[:prompt]
-
-    answers = len(row.ids) - prompt
-    scored = [(at - prompt if at >= prompt else at + answers, token, response) for at, token, response in row.scored]
-    return _Row(turned(row.ids), turned(row.positions), turned(row.branches), scored)
+def _spread(lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of sequences one after another: where each begins, and of each token the sequence and its place in it."""
+    starts = lengths.cumsum(0) - lengths
+    of_token = torch.arange(len(lengths)).repeat_interleave(lengths)
+    return starts, of_token, torch.arange(len(of_token)) - starts[of_token]
 
 
-def _rows(groups: Sequence[TokenGroup]) -> list[_Row]:
-    rows = []
+def _refuse_empty(groups: Sequence[TokenGroup]) -> None:
     for number, (prompt, answers) in enumerate(groups):
         if len(prompt) == 0 or any(len(answer) == 0 for answer in answers):
             raise DataError(f"row {number}: expected a prompt and answers of at least 1 token each, found an empty one")
+
+
+def _rows(groups: Sequence[TokenGroup]) -> list[_Row]:
+    _refuse_empty(groups)
+    rows = []
+    for prompt, answers in groups:
         row = _Row(list(prompt), list(range(len(prompt))), [PROMPT] * len(prompt), [])
         for index, answer in enumerate(answers):
             start = len(row.ids)
@@ -111,44 +135,22 @@ def _rows(groups: Sequence[TokenGroup]) -> list[_Row]:
     return rows
 
 
-def _batch(
-    groups: Sequence[TokenGroup], rows: Sequence[_Row], *, places: Sequence[tuple[int, int]], **tokens: list[list[int]]
-) -> GroupBatch:
-    """`places`: the row of the batch that a group stands in, and where in it the group begins."""
-    first = list(accumulate((len(answers) for _, answers in groups), initial=0))
-    scored = [
-        (line, start + at, token, first[number] + index)
-        for number, (row, (line, start)) in enumerate(zip(rows, places, strict=True))
-        for at, token, index in row.scored
-    ]
-    columns = torch.tensor(scored, dtype=torch.long).reshape(-1, 4).unbind(1)
-    return GroupBatch(
-        **{name: torch.tensor(values) for name, values in tokens.items()},
-        scored_row=columns[0],
-        scored_at=columns[1],
-        target_ids=columns[2],
-        response_of=columns[3],
-        responses=first[-1],
-    )
-
-
-def _branches(prompts: Sequence[range], responses: Sequence[range], group_of: Sequence[int]) -> Branches:
-    prompt_at, prompt_mask = _padded(prompts)
-    response_at, response_mask = _padded(responses)
+def _branches(prompts: tuple[Tensor, Tensor], responses: tuple[Tensor, Tensor], group_of: Tensor) -> Branches:
+    """`prompts` and `responses`: where each begins, and its tokens."""
+    prompt_at, prompt_mask = _padded(*prompts)
+    response_at, response_mask = _padded(*responses)
     kept = torch.cat([prompt_mask.flatten(), response_mask.flatten()])
     token = torch.cat([prompt_at.flatten(), response_at.flatten()])
     place = torch.empty(int(kept.sum()), dtype=torch.long)
     place[token[kept]] = torch.nonzero(kept)[:, 0]
-    return Branches(prompt_at, prompt_mask, response_at, response_mask, torch.tensor(group_of, dtype=torch.long), place)
+    return Branches(prompt_at, prompt_mask, response_at, response_mask, group_of, place)
 
 
-def _padded(spans: Sequence[range]) -> tuple[Tensor, Tensor]:
+def _padded(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """[spans, longest] token indices, padded with the span's own first one, and which of them are meant."""
-    longest = max((len(span) for span in spans), default=0)
-    offset = torch.arange(longest)
-    start = torch.tensor([span.start for span in spans], dtype=torch.long)[:, None]
-    meant = offset < torch.tensor([len(span) for span in spans], dtype=torch.long)[:, None]
-    return torch.where(meant, start + offset, start), meant
+    offset = torch.arange(int(lengths.max()) if len(lengths) else 0)
+    meant = offset < lengths[:, None]
+    return torch.where(meant, starts[:, None] + offset, starts[:, None]), meant
 
 
 def branch_mask(

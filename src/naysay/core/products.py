@@ -46,6 +46,13 @@ def frozen_linear(
     return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
 
 
+def into_float32(x: Float[Tensor, "T I"], matrix: Float[Tensor, "I O"]) -> Float[Tensor, "T O"]:
+    """x matrix in at least float32, on a GPU: of half-precision factors as it was summed, not rounded in between."""
+    if x.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(x, matrix, out_dtype=torch.float32)
+    return torch.mm(x, matrix)
+
+
 def add_frozen_linear(into: Float[Tensor, "T O"], x: Float[Tensor, "T I"], weight: Float[Tensor, "O I"]) -> None:
     """into += x weightᵀ, as `frozen_linear`."""
     if _is_onednn(x) or torch.is_autocast_enabled(x.device.type):

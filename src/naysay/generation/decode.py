@@ -19,13 +19,17 @@ from torch import Tensor, nn
 
 from naysay.generation import shared_attention
 from naysay.generation.shared_attention import Prefill, Step, Store
-from naysay.modeling.forward import causal_lm, token_budget
+from naysay.modeling.forward import bind_parts, causal_lm, token_budget
 
 logger = logging.getLogger(__name__)
 
 ROWS_AT_A_TIME = 128
-"""Rows computed together. More cost memory for their keys and values; fewer read the weights more often for each token
-(benchmarks/rows_at_a_time.py)."""
+"""Rows computed together on a CPU. More cost memory for their keys and values; fewer read the weights more often for
+each token (benchmarks/rows_at_a_time.py)."""
+_ROWS_ON_A_GPU = 2048
+"""Where a step takes as long for few rows as for many; fewer where their keys and values would take more than"""
+_SHARE_OF_A_GPU = 1 / 8
+"""of all its memory. What is free at the time does not count: the same rows are to be computed together again."""
 _PROMPT_TOKENS = 2**15
 """Prompt tokens, the longest prompt's for each, whose keys and values are kept at a time: where every row has a long
 prompt of its own, fewer rows are computed together."""
@@ -60,14 +64,15 @@ def decode(
     ended: Ended,
     *,
     length: int,
-    rows_at_a_time: int = ROWS_AT_A_TIME,
+    rows_at_a_time: int | None = None,
 ) -> list[Row]:
-    """One row for each prompt, in their order, that has `ended` with at most `length` tokens.
+    """One row for each prompt, in their order, that has `ended` with at most `length` tokens; `rows_at_a_time` are
+    computed together (None: what suits the device).
 
     `why_not` must have found nothing against the model. What is computed together, and so the last bits of the logits,
     is a function of the arguments.
     """
-    batch = _Batch(model, prompts, length=length, size=rows_at_a_time)
+    batch = _Batch(model, prompts, length=length, size=rows_at_a_time or _rows_that_suit(model, length))
     rows = sorted(batch.waiting, key=lambda row: row.request)
     with _attention_of(causal_lm(model)):
         while batch.waiting or batch.rows:
@@ -78,6 +83,18 @@ def decode(
                 row.logprobs.append(logprob)
             batch.retire([ended(row) for row in batch.rows])
     return rows
+
+
+def _rows_that_suit(model: Any, length: int) -> int:
+    weight = next(model.parameters())
+    if weight.device.type != "cuda":
+        return ROWS_AT_A_TIME
+    config = model.config.get_text_config()
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    of_row = 2 * config.num_hidden_layers * heads * head_size * weight.element_size() * length
+    memory = torch.cuda.get_device_properties(weight.device).total_memory
+    return max(1, min(_ROWS_ON_A_GPU, int(memory * _SHARE_OF_A_GPU) // of_row))
 
 
 class _Batch:
@@ -190,6 +207,7 @@ def why_not(model: Any) -> str:
     Where it does not (state-space layers, soft-capped attention), a warning says so and why.
     """
     if model not in _reasons:
+        bind_parts(causal_lm(model))
         _reasons[model] = _find_reason(model)
         if _reasons[model]:
             logger.warning(

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from naysay.errors import ModelError
-from naysay.generation.decode import ROWS_AT_A_TIME, Row, decode, why_not
+from naysay.generation.decode import Row, decode, why_not
 from naysay.generation.sampler import Request, Response, SamplingSettings
 from naysay.generation.seeds import uniforms
 from naysay.generation.truncation import draw_tokens
@@ -49,11 +49,12 @@ def uniforms_of(seeds: Sequence[int], settings: SamplingSettings, device: torch.
 
 
 class HFSampler:
-    """Draws from a transformers causal LM on this machine, `rows_at_a_time` of a batch together."""
+    """Draws from a transformers causal LM on this machine, `rows_at_a_time` of a batch together (None: what suits the
+    device)."""
 
     name = "hf"
 
-    def __init__(self, model: Any, tokenizer: Any, policy_digest: str, rows_at_a_time: int = ROWS_AT_A_TIME):
+    def __init__(self, model: Any, tokenizer: Any, policy_digest: str, rows_at_a_time: int | None = None):
         self.model = model
         self.rows_at_a_time = rows_at_a_time
         self.policy_digest = policy_digest

@@ -3,8 +3,8 @@
 A dense mask over n tokens costs n² pairs, of which a prompt with many answers allows a small part: the 884 tokens of a
 prompt of 128 and 12 answers of 64 have 781 thousand pairs, of which 161 thousand are computed here. The row is cut into
 prompts (causal among themselves) and responses (each sees its prompt and itself), and put together again: as slices
-where flash kernels do it (`branch_flash`), else each padded to the longest of its kind. Linear layers still see one row
-without padding.
+where flash kernels do it (`branch_flash`, `branch_varlen`), else each padded to the longest of its kind. Linear layers
+still see one row without padding.
 
 It is registered with transformers under a name of its own. Without `naysay_branches` it is the library's sdpa.
 
@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from naysay.core.groups import Branches
+from naysay.modeling import branch_varlen
 from naysay.modeling.branch_flash import Place, branch_flash
 
 NAME = "naysay_branches"
@@ -42,6 +43,10 @@ class BranchMasks:
     @cached_property
     def places(self) -> list[Place]:
         return Place.of_all(self.branches)
+
+    @cached_property
+    def spans(self) -> branch_varlen.Spans:
+        return branch_varlen.Spans.of(self.branches)
 
     @cached_property
     def longest(self) -> int:
@@ -107,9 +112,14 @@ def branch_attention(
     asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if asked:
         raise ValueError(f"its attention needs {', '.join(asked)}")
+    if query.device.type == "cuda" and torch.is_autocast_enabled("cuda"):  # as it would for the library's attention
+        query, key, value = (states.to(torch.get_autocast_dtype("cuda")) for states in (query, key, value))
     query_T, key_T, value_T = (states[0].transpose(0, 1) for states in (query, key, value))
-    if _flash_covers((query, key, value), sliding_window, naysay_branches):
+    states = (query, key, value)
+    if _flash_covers(states, sliding_window, naysay_branches):
         return branch_flash(query_T, key_T, value_T, naysay_branches.places, scaling)[None], None
+    if _varlen_covers(states, sliding_window, naysay_branches):
+        return branch_varlen.branch_varlen(query_T, key_T, value_T, naysay_branches.spans, scaling)[None], None
     branches = naysay_branches.branches
     prompt_mask, response_mask = naysay_branches.of(sliding_window, query.shape[1] // key.shape[1], query.dtype)
     of_prompts = [states[branches.prompt_at] for states in (query_T, key_T, value_T)]
@@ -135,6 +145,11 @@ def _flash_covers(states: tuple[Tensor, Tensor, Tensor], window: int | None, mas
         return False
     alike = query.shape[-1] == value.shape[-1] and len({part.dtype for part in states}) == 1
     return alike and all(part.stride(-1) == 1 for part in states)
+
+
+def _varlen_covers(states: tuple[Tensor, Tensor, Tensor], window: int | None, masks: BranchMasks) -> bool:
+    """On a GPU whose flash kernels take these, where a window, if there is one, hides nothing."""
+    return branch_varlen.covers(states) and not (window and window < masks.longest)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -16,7 +16,7 @@ heads, G key heads, D head size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -125,26 +125,28 @@ class Place:
 
     @classmethod
     def of_all(cls, branches: Branches) -> "list[Place]":
-        """Read them from the tensors; once a forward. `pack_groups` puts a group's prompt behind its answers."""
+        """Read them from the tensors; once a forward. `pack_groups` puts a group's answers one after another."""
         starts = branches.prompt_at[:, 0].tolist()
         prompts = branches.prompt_mask.sum(1).tolist()
         answers: list[list[int]] = [[] for _ in starts]
         for group, length in zip(branches.group_of.tolist(), branches.response_mask.sum(1).tolist(), strict=True):
             answers[group].append(length)
+        asking = accumulate(map(sum, answers), initial=0)
         row = len(branches.place)
-        return [cls._of(*group, row) for group in zip(starts, prompts, answers, strict=True)]
+        return [cls._of(*group, row) for group in zip(starts, prompts, asking, answers, strict=False)]
 
     @classmethod
-    def _of(cls, first: int, prompt: int, answers: list[int], row: int) -> "Place":
+    def _of(cls, first: int, prompt: int, asking: int, answers: list[int], row: int) -> "Place":
+        """Of a prompt and its answers, which begin at the tokens `first` and `asking`."""
         parts = [prompt] if prompt < _LONG_PROMPT else [(prompt + 1) // 2, prompt // 2]
         seen, read = [], sum(answers)
         if len(parts) > 1:
             seen.append((_whole(first + parts[0], parts[1]), _whole(first, parts[0])))
         if answers:  # the kernel divides by their tokens
-            seen.append((_whole(first - read, read), _whole(first, prompt)))
+            seen.append((_whole(asking, read), _whole(first, prompt)))
         own = _runs(first, parts, row)
         behind = max(run.after for run in own)
-        return cls((*_runs(first - read, answers, row), *own), tuple(seen), slice(first, behind))
+        return cls((*_runs(asking, answers, row), *own), tuple(seen), slice(first, behind))
 
 
 def _whole(first: int, length: int) -> Run:

@@ -43,8 +43,7 @@ def enable_group_forward(model: nn.Module) -> bool:
     another head), a warning says so and every answer is computed on its own, which is slower and exact.
     """
     lm = causal_lm(model)
-    for bind in _BINDERS:  # each time: an adapter may have come since
-        bind(lm)
+    bind_parts(lm)  # each time: an adapter may have come since
     if "_naysay" not in vars(lm):
         lm._naysay = _Binding(vars(lm).get("forward"))
         lm.forward = types.MethodType(_forward_of(type(lm)), lm)
@@ -62,6 +61,12 @@ def enable_group_forward(model: nn.Module) -> bool:
         )
     bind_decoder_layers(lm)
     return not reason
+
+
+def bind_parts(lm: Any) -> None:
+    """Give LoRA layers, MLPs, norms and rotary embeddings inside `lm` their joined forward; again is harmless."""
+    for bind in _BINDERS:
+        bind(lm)
 
 
 @dataclass

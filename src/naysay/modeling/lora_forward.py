@@ -28,6 +28,7 @@ _silu = torch.ops.aten.silu.out
 _scratch = Scratch()
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LAYER = 4  # tensors of a layer
+_HALF = (torch.bfloat16, torch.float16)
 
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor]
 """W [O, I], bias [O], A [r, I] and B [O, r] of a layer."""
@@ -96,12 +97,12 @@ class LoraLayer:
         if adapter is None:
             return None
         base, low, high = module.base_layer, module.lora_A[adapter], module.lora_B[adapter]
-        if not plain(x, (base, low, high)) or low.bias is not None or high.bias is not None:
+        if not plain(x, (base, low, high), mixed=(low, high)) or low.bias is not None or high.bias is not None:
             return None
         weight, bias = base.weight, base.bias
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
-        return cls((weight, bias, low.weight, high.weight), module.scaling[adapter])
+        return cls((weight, bias, low.weight.to(x.dtype), high.weight.to(x.dtype)), module.scaling[adapter])
 
 
 def is_lora(module: Any) -> bool:
@@ -127,14 +128,19 @@ def _only_adapter(layer: Any) -> str | None:
     return active[0] if isinstance(layer.lora_dropout[active[0]], nn.Identity) else None
 
 
-def plain(x: Tensor, modules: tuple[Any, ...], *, bound: bool = False) -> bool:
-    """Whether the modules' formulas on their weights give what the modules would: one dtype, no autocast, no hooks, no
-    sharding, and no forward put in place of their class's (`bound`: the one there is the caller)."""
-    if torch.is_autocast_enabled(x.device.type):
+def plain(x: Tensor, modules: tuple[Any, ...], *, bound: bool = False, mixed: tuple[Any, ...] = ()) -> bool:
+    """Whether the modules' formulas on their weights give what the modules would: one dtype that no autocast changes,
+    no hooks, no sharding, and no forward put in place of their class's (`bound`: the one there is the caller).
+
+    Those that are `mixed` may have float32 weights around half-precision states: peft keeps its matrices so, and they
+    are taken to the states' type for the product, as autocast does.
+    """
+    if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) != x.dtype:
         return False
     for module in modules:
         weight = module.weight
-        if type(weight) is not nn.Parameter or weight.dtype != x.dtype:
+        of_type = weight.dtype == x.dtype or (module in mixed and weight.dtype == torch.float32 and x.dtype in _HALF)
+        if type(weight) is not nn.Parameter or not of_type:
             return False
         if hooked(module) or ("forward" in vars(module) and not bound):
             return False

@@ -1,8 +1,9 @@
 """RMS norms as one function each: x / rms(x) * weight, its backward written down.
 
 transformers computes it as five operations, whose backward autograd takes one by one, each a pass over [tokens,
-features]. Norms that compute anything else (a weight around 1, a gate, half or double precision, which is taken to
-float32 and back), have hooks, or a sharded weight keep their own forward.
+features]. Norms that compute anything else (a weight around 1, a gate), have hooks, or a sharded weight keep their own
+forward, and so do those of double precision, and on a CPU of half, which are taken to float32 and back. On a GPU it is
+torch's own kernel, in float32 inside: the library rounds half-precision states once more.
 
 Legend: T tokens, D features.
 """
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from naysay.modeling.lora_forward import plain
 
@@ -47,9 +49,14 @@ def _is_rms_norm(module: Any) -> bool:
 
 
 def _forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    joined = not args and not kwargs and hidden_states.dtype == torch.float32
+    dtype, on_gpu = hidden_states.dtype, hidden_states.device.type == "cuda"
+    joined = (
+        not args and not kwargs and (dtype == torch.float32 or (on_gpu and dtype in (torch.bfloat16, torch.float16)))
+    )
     if not joined or not plain(hidden_states, (self,), bound=True):
         return type(self).forward(self, hidden_states, *args, **kwargs)
+    if on_gpu:
+        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
     found: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[assignment]
     return found
 

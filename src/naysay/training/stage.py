@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.artifacts.store import explain_storage_errors, write_directory_atomic, write_jsonl
 from naysay.config.anchors import SCHEDULE_KEYS
@@ -17,7 +19,7 @@ from naysay.config.run import RunConfig
 from naysay.errors import DataError, NonFiniteLossError
 from naysay.modeling.adapters import INITIAL, load_reference, lora_config
 from naysay.modeling.chat import template_file
-from naysay.modeling.loading import context_length, load_model, load_tokenizer, resolve
+from naysay.modeling.loading import context_length, load_model, load_tokenizer, pick_device, pick_dtype, resolve
 from naysay.training.checkpoints import last_complete, remove_incomplete
 from naysay.training.config import D2OConfig
 from naysay.training.dev import DevProbe, dev_rows
@@ -122,7 +124,7 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
     normal = normal_rows(run) if config.training.needs_normal else None
     arguments = _arguments(config, run)
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model)
+    model = load_model(trained_model(config))
     with explain_storage_errors(run.train):
         trainer = D2OTrainer(
             model=model,
@@ -156,6 +158,17 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
     return counts if early is None else {**counts, "early_stopping": early.result}
 
 
+def trained_model(config: RunConfig) -> ModelConfig:
+    """The policy as it is loaded for training: its own settings, but where all weights are trained, and their type is
+    left open, in float32 with products in bfloat16 (mixed precision). Most steps would be less than bfloat16 can add to
+    a weight."""
+    model = config.model
+    left_open = config.training.method == "full" and model.dtype == "auto"
+    if left_open and pick_dtype("auto", pick_device(model.device)) == torch.bfloat16:
+        return model.model_copy(update={"dtype": "float32"})
+    return model
+
+
 def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
     training = config.training
     return D2OConfig(
@@ -183,6 +196,7 @@ def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
             "disable_tqdm": True,
             "use_cpu": config.model.device == "cpu",
             "dataloader_pin_memory": False,
+            "bf16": trained_model(config) != config.model,
         }
         | training.trainer_args
     )
