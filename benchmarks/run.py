@@ -28,7 +28,7 @@ import torch
 from benchmarks.ingest import ingest
 from benchmarks.machine import commands, scoring
 from benchmarks.sampling import sampling, tune_generate
-from benchmarks.steppers import Case, matmul_rate, needed_flops, serve
+from benchmarks.steppers import Case, adapter_flops, matmul_rate, needed_flops, serve
 from benchmarks.switches import SWITCHES
 
 from naysay.artifacts.manifest import environment
@@ -178,6 +178,7 @@ def race(
         "matmul_gflop_per_second": statistics.median(rates) / 1e9,
         "share_of_matmul_rate": statistics.median(shares),
         "share_range": [min(shares), max(shares)],
+        "share_with_the_adapter": statistics.median(shares) * (1 + adapter_flops(one.case) / sum(flops.values())),
     }
     print(_line(result), flush=True)
     return result
@@ -200,7 +201,8 @@ def _line(of: dict[str, Any]) -> str:
         f"step {of['case']}: {of['ours']} {of['seconds']:.3g} s, {of['rival']} {of['rival_seconds']:.3g} s: "
         f"{of['ratio']:.2f}x [{low:.2f}, {high:.2f}]{aim(of['target'], of['met'])}; memory {of['peak_gb'][0]:.2f} of "
         f"{of['peak_gb'][1]:.2f} GB ({of['memory_ratio']:.2f}x{aim(of['memory_target'], of['memory_met'])}); "
-        f"{100 * of['share_of_matmul_rate']:.0f} % of the measured {of['matmul_gflop_per_second']:,.0f} GFLOP/s"
+        f"{100 * of['share_of_matmul_rate']:.0f} % of the measured {of['matmul_gflop_per_second']:,.0f} GFLOP/s "
+        f"({100 * of['share_with_the_adapter']:.0f} % with the adapter's own operations)"
     )
 
 

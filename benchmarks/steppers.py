@@ -296,15 +296,29 @@ def needed_flops(case: Case) -> dict[str, float]:
     }
 
 
-@cache
+def adapter_flops(case: Case) -> float:
+    """What the adapter itself adds to `needed_flops`: 6 an element of its matrices a token (forward, and the gradients
+    by its input and by itself)."""
+    _, linear = _matrices(case.shape)
+    rank = LoraSettings().rank
+    return 6.0 * case.tokens * sum(rank * (outputs + inputs) for outputs, inputs in linear)
+
+
 def _body(shape: str | None) -> tuple[Any, int]:
     """(the model's config, the weights of its layers' matrices)."""
+    config, linear = _matrices(shape)
+    return config, sum(outputs * inputs for outputs, inputs in linear)
+
+
+@cache
+def _matrices(shape: str | None) -> tuple[Any, list[tuple[int, int]]]:
+    """(the model's config, the sizes of its layers' matrices)."""
     if shape is None:
         lm = causal_lm(load_model(ModelConfig()))
     else:
         lm = random_model(shape, dtype=torch.bfloat16, device="meta")
-    body = sum(m.weight.numel() for m in lm.base_model.modules() if isinstance(m, torch.nn.Linear))
-    return lm.config.get_text_config(), body
+    linear = [tuple(m.weight.shape) for m in lm.base_model.modules() if isinstance(m, torch.nn.Linear)]
+    return lm.config.get_text_config(), linear
 
 
 def matmul_rate(threads: int, seconds: float = 1.5) -> float:

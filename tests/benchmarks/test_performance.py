@@ -167,7 +167,7 @@ def test_a_step_that_fails_is_told_to_the_parent_with_the_name_of_who_took_it(er
 
 
 def test_flops_by_hand(tiny):
-    steppers._body.cache_clear()
+    steppers._matrices.cache_clear()
     model = make_model()
     body = sum(p.numel() for name, p in model.named_parameters() if "proj" in name)
     found = steppers.needed_flops(CASE)
@@ -177,6 +177,8 @@ def test_flops_by_hand(tiny):
     # Allowed pairs: 15 of the prompt, and of the two tokens that are read of each answer 2 x 5 to the prompt and 3 to
     # themselves.
     assert found["attention"] == 12 * (15 + 3 * (10 + 3)) * 32 * 2
+    ends = [sum(p.shape) for name, p in model.named_parameters() if "proj" in name]
+    assert steppers.adapter_flops(CASE) == 6 * 16 * sum(ends) * 11
 
 
 def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch, capsys):
@@ -190,11 +192,13 @@ def test_a_race_reports_paired_ratios_and_whether_the_target_is_met(monkeypatch,
     monkeypatch.setattr(run, "ask", lambda name: dict(zip(("seconds", "peak_bytes"), next(steps[name]), strict=True)))
     monkeypatch.setattr(run, "matmul_rate", lambda threads: 1e9)
     monkeypatch.setattr(run, "needed_flops", lambda case: {"body": 7.5e8})
+    monkeypatch.setattr(run, "adapter_flops", lambda case: 7.5e7)
     found = run.race(run.Race(CASE, "one at a time", at_least=3.6, memory_at_most=0.3), repeats=2, threads=1)
     assert found["ratio"] == 3.5
     assert found["ratio_range"] == [3.0, 4.0]
     assert found["memory_ratio"] == 0.3
     assert found["share_of_matmul_rate"] == pytest.approx(0.4375)
+    assert found["share_with_the_adapter"] == pytest.approx(1.1 * 0.4375)
     assert found["share_range"] == pytest.approx([0.375, 1.5])
     assert not found["met"]
     assert found["memory_met"]
