@@ -1,6 +1,6 @@
 """On one CUDA device: naysay beside TRL and `generate`, in bfloat16, on models of known shapes with random weights.
 
-    python -m benchmarks.gpu                              # all of it, about five minutes on an H200
+    python -m benchmarks.gpu                              # all of it, ten minutes or so on an H200
     python -m benchmarks.gpu --shapes llama-3.2-1b        # one model alone
 
 What is timed is as in `benchmarks.run`, of several groups a step, as many as a GPU is busy with. TRL gets the batch
@@ -11,7 +11,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from benchmarks.machine import scoring_of
 from benchmarks.random_models import byte_tokenizer, random_model
-from benchmarks.run import Race, ask, race, ready, started
+from benchmarks.run import Race, ask, race, worker
 from benchmarks.sampling import PROMPT_TOKENS, K, draw, generate, random_prompts, timed
 from benchmarks.steppers import Case, gpu_matmul_rate
 
@@ -40,16 +39,16 @@ class Asked:
 
 STEPS = {
     "llama-3.2-1b": (
-        Asked(Case(128, 64, 11, groups=16), (16, 32)),
-        Asked(Case(512, 64, 8, groups=8), (8, 16)),
+        Asked(Case(128, 64, 11, groups=16), (16, 32, 64, 128, 176)),
+        Asked(Case(512, 64, 8, groups=8), (8, 16, 32, 64)),
         Asked(Case(16, 64, 8, groups=16)),
         Asked(Case(128, 64, 11), (11,)),
     ),
-    "llama-2-7b": (Asked(Case(128, 64, 11, groups=4), (4, 8)),),
+    "llama-2-7b": (Asked(Case(128, 64, 11, groups=4), (4, 8, 16, 32, 44)),),
 }
 SAMPLED = ("llama-3.2-1b", (32, 256))
 """A shape, and numbers of prompts."""
-PROMPTS_A_CALL = (32, 64, 128)
+PROMPTS_A_CALL = (32, 64, 128, 256)
 """Of `generate`."""
 
 
@@ -72,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 write_json(given.out, results)  # what was measured is kept, whatever happens to the rest
             if shape == SAMPLED[0]:
                 results |= inference(shape, given.repeats)
+                torch.cuda.empty_cache()  # the next model's processes need the room
         write_json(given.out, results)
     except NaysayError as error:
         print(f"gpu: {error}", file=sys.stderr)
@@ -102,24 +102,25 @@ def steps(shape: str, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def fastest(case: Case, batches: Sequence[int]) -> int:
-    """The pairs a batch with which TRL's step, the better of two, is fastest; those that do not fit are left out.
+    """The pairs a batch with which TRL's step, the better of two, is fastest: more and more of them, until it is slower
+    or does not fit.
 
     Raises:
         InputNotFoundError: none could be taken, e.g. for want of TRL.
     """
     seconds: dict[int, float] = {}
-    with ExitStack() as stack:
-        peers = {batch: stack.enter_context(started(f"trl:{batch}", case, 1)) for batch in batches}
-        for batch, peer in peers.items():
-            try:
-                ready(peer)
+    for batch in batches:
+        try:
+            with worker(f"trl:{batch}", case, 1) as peer:
                 seconds[batch] = min(ask(peer)["seconds"] for _ in range(2))
-            except InputNotFoundError as error:
-                if "OutOfMemoryError" not in str(error):
-                    raise
-                print(f"trl, {case.name}, {batch} pairs a batch: does not fit", flush=True)
-            else:
-                print(f"trl, {case.name}, {batch} pairs a batch: {seconds[batch]:.2f} s", flush=True)
+        except InputNotFoundError as error:
+            if "OutOfMemoryError" not in str(error):
+                raise
+            print(f"trl, {case.name}, {batch} pairs a batch: does not fit", flush=True)
+            break
+        print(f"trl, {case.name}, {batch} pairs a batch: {seconds[batch]:.3g} s", flush=True)
+        if seconds[batch] > min(seconds.values()):
+            break
     if not seconds:
         raise InputNotFoundError(f"TRL fits {case.name} with none of {batches} pairs a batch; measure on a larger GPU")
     return min(seconds, key=lambda batch: seconds[batch])
@@ -131,6 +132,7 @@ def sampling(model: Any, prompts: int, repeats: int) -> dict[str, Any]:
     asked = random_prompts(prompts)
     sampler = HFSampler(model, byte_tokenizer(), "initial")
     draw(sampler, asked[:2])
+    generate(model, asked[:2], 2)
     tried = {batch: timed(generate, model, asked, batch) for batch in PROMPTS_A_CALL if batch <= prompts}
     best = max(tried, key=lambda batch: tried[batch][0] / tried[batch][1])
     turns = [

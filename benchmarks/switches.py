@@ -12,7 +12,7 @@ def _dense_mask() -> None:
 
 
 def _gathered_keys() -> None:
-    branch_attention._flash_covers = lambda *args: False
+    branch_attention._flash_covers = branch_attention._varlen_covers = lambda *args: False
     _parts_by_themselves()  # whose attention calls the kernels itself
 
 

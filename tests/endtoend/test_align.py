@@ -168,6 +168,11 @@ def test_full_fine_tuning_leaves_a_model_that_plain_transformers_loads(naysay):
     assert naysay.err.count("up to date") == len(STAGES)
 
 
+def test_full_fine_tuning_in_half_precision_says_what_it_loses(naysay):
+    naysay.do("a", "training.method=full", "training.lora={}", "model.dtype=bfloat16")
+    assert "steps below its precision are lost; set model.dtype=float32" in naysay.err
+
+
 def test_a_row_beyond_max_length_is_quarantined_whole(naysay):
     rows = naysay.data.read_text().splitlines()
     long = {"prompt": "Tell me about a very long story.", "rejected": "no " * 300, "chosen": "Once upon a time."}

@@ -9,11 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import make_model
-from naysay.core.logprobs import FrozenLinear, kl_by_token, token_logps
+from naysay.core.logprobs import FrozenLinear, _sum_in_order, kl_by_token, sum_by_response, token_logps
 from naysay.core.prefix import branch_mask, layout_groups, pack_groups, plan_microbatches, split_group
 from naysay.errors import DataError, ModelError
 from naysay.modeling import branch_attention
 from naysay.modeling.branch_attention import BranchMasks
+from naysay.modeling.branch_varlen import Spans
 from naysay.modeling.forward import causal_lm, enable_group_forward, lm_head, one_at_a_time_logps, response_logps
 from peak_bytes import PeakBytes
 
@@ -307,6 +308,34 @@ def test_a_packed_row_holds_all_answers_and_then_all_prompts_and_says_where(grou
     assert branches.group_of.tolist() == [i for i, _ in longer]
     flat = torch.cat([ids[branches.prompt_at].flatten(), ids[branches.response_at].flatten()])
     assert flat[branches.place].tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("response_of", [[0, 0, 1, 3, 3, 3], [3, 0, 3, 1, 0, 3], [2]])
+def test_sums_in_order_are_sums(response_of):
+    """What a GPU does in place of `index_add`."""
+    logp = torch.randn(len(response_of), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    of = torch.tensor(response_of, dtype=torch.long)
+    mine, theirs = logp.clone().requires_grad_(), logp.clone().requires_grad_()
+    found, expected = _sum_in_order(mine, of, 5), sum_by_response(theirs, of, 5)
+    assert torch.allclose(found, expected)
+    weight = torch.arange(5, dtype=torch.float64)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert torch.equal(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    ("groups", "spans"),
+    [
+        ([([1] * 3, [[1] * 4, [1]]), ([1] * 2, [[1] * 3])], (5, [0, 3, 5, 8, 10], [0, 3, 5], [0, 3, 5], (3, 3, 3))),
+        ([([1] * 3, [[1]])], (0, [0, 3], [0, 0], [0, 3], (3, 2, 3))),
+        ([([1], [[1, 1]]), ([1], [[1]])], (1, [0, 1, 2, 3], [0, 1, 1], [0, 1, 2], (2, 2, 1))),
+    ],
+)
+def test_spans_say_where_sequences_begin(groups, spans):
+    found = Spans.of(pack_groups(groups)[1])
+    places = (found.sequences.tolist(), found.asking.tolist(), found.prompts.tolist())
+    assert (found.answers, *places, found.longest) == spans
 
 
 def test_kl_is_exact_and_chunked():

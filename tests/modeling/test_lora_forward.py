@@ -55,6 +55,32 @@ def test_outputs_and_gradients_equal_pefts(kind, checkpointing, monkeypatch):
         assert torch.allclose(gradients[name], expected_gradient, rtol=1e-8, atol=1e-10), name
 
 
+def test_pefts_float32_matrices_around_a_bfloat16_model_learn_as_in_float32(monkeypatch):
+    """What a GPU does, computed here: as near to the truth, the same rounded weights in float64, as peft itself."""
+    model = adapted(dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" not in name:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    truth, of_truth = outputs_and_gradients(copy.deepcopy(model).double())
+    pefts, of_pefts = outputs_and_gradients(copy.deepcopy(model))
+    bind_lora_layers(model)
+    seen = calls_of(monkeypatch)
+    outputs_and_gradients(copy.deepcopy(model))
+    assert not seen  # on a CPU the products would take longer
+    monkeypatch.setattr(lora_forward, "_MIXED_ON", ("cpu",))
+    found, gradients = outputs_and_gradients(model)
+    assert len(seen) == 2 * 5
+    assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+
+    def off(parts):
+        total = sum(part.square().sum() for part in of_truth.values())
+        return (sum((parts[name].double() - part).square().sum() for name, part in of_truth.items()) / total).sqrt()
+
+    assert (found - truth).norm() <= 1.5 * (pefts - truth).norm()
+    assert off(gradients) <= 1.5 * off(of_pefts)
+
+
 def test_the_group_forward_uses_it_also_where_the_adapter_came_later(monkeypatch):
     base = make_model(dtype=torch.float64)
     enable_group_forward(base)

@@ -1,17 +1,20 @@
 """On a CUDA device: the packed row, its attention, LoRA layers, norms and head == one answer at a time, in float32 and
 float64 to rounding, and in half precision as near to the truth as the library itself."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from conftest import make_model
+from naysay.core import logprobs
 from naysay.core.logprobs import FrozenLinear, sum_by_response, token_logps
 from naysay.core.prefix import branch_mask, layout_groups, pack_groups
 from naysay.generation import decode
-from naysay.modeling import branch_varlen, lora_forward
+from naysay.modeling import branch_varlen, lora_forward, norm_forward
 from naysay.modeling.branch_varlen import Spans
-from naysay.modeling.forward import enable_group_forward, one_at_a_time_logps, response_logps
+from naysay.modeling.forward import causal_lm, enable_group_forward, one_at_a_time_logps, response_logps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,18 +54,28 @@ def with_lora(model):
     return model
 
 
+def pair(kind, dtype, *, lora=False):
+    """The same model twice: bound, and as the libraries compute it."""
+    both = [make_model(kind, dtype=dtype).cuda() for _ in range(2)]
+    if lora:
+        both = [with_lora(model) for model in both]
+    assert enable_group_forward(both[0])
+    assert causal_lm(both[0])._naysay.masks == "branches"
+    assert not any("forward" in vars(module) for module in both[1].modules())
+    return both
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_equals_one_at_a_time(kind, dtype):
-    model = make_model(kind, dtype=dtype).cuda()
-    assert enable_group_forward(model)
-    assert model._naysay.masks == "branches"
-    oracle = one_at_a_time_logps(model, GROUPS)
-    expected = gradients(model, oracle)
-    shared = response_logps(model, GROUPS, head_chunk=4)
+@pytest.mark.parametrize("groups", [GROUPS, [GROUPS[4]], [([5, 6, 7], [[1]])]])
+def test_equals_one_at_a_time(kind, dtype, groups):
+    bound, library = pair(kind, dtype)
+    oracle = one_at_a_time_logps(library, groups)
+    expected = gradients(library, oracle)
+    shared = response_logps(bound, groups, head_chunk=4)
     tolerance = 1e-6 if dtype == torch.float64 else 1e-4
     assert torch.allclose(shared, oracle, rtol=tolerance, atol=tolerance)
-    found = gradients(model, shared)
+    found = gradients(bound, shared)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert (found[name] - value).norm() <= tolerance * value.norm() + 1e-6, name
@@ -70,27 +83,21 @@ def test_equals_one_at_a_time(kind, dtype):
 
 @pytest.mark.parametrize("kind", ["llama", "llama_tied", "qwen2", "qwen3", "mistral_sliding", "gemma3"])
 @pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("groups", [GROUPS, LONG])
+@pytest.mark.parametrize(
+    "groups", [GROUPS, LONG, [GROUPS[4]], [([5, 6, 7], [[1]])], [([5, 6], [[1, 2]]), ([7], [[3]])]]
+)
 def test_half_precision_is_as_near_to_the_truth_as_the_library(kind, lora, groups):
-    """The truth: the same rounded weights in float64."""
-
-    def build(dtype):
-        model = make_model(kind, dtype=torch.bfloat16).to(dtype).cuda()
-        model = with_lora(model) if lora else model
-        if dtype == torch.float64:
-            model.double()
-        enable_group_forward(model)
-        return model
-
-    exact, rounded = build(torch.float64), build(torch.bfloat16)
+    """The truth: the same rounded weights in float64, in the library's own layers."""
+    bound, library = pair(kind, torch.bfloat16, lora=lora)
+    exact = copy.deepcopy(library).double()
     truth = one_at_a_time_logps(exact, groups)
     of_truth = gradients(exact, truth)
-    library = one_at_a_time_logps(rounded, groups)
-    of_library = gradients(rounded, library)
-    ours = response_logps(rounded, groups, head_chunk=None)
-    of_ours = gradients(rounded, ours)
+    theirs = one_at_a_time_logps(library, groups)
+    of_theirs = gradients(library, theirs)
+    ours = response_logps(bound, groups, head_chunk=None)
+    of_ours = gradients(bound, ours)
     assert ours.dtype == torch.float32
-    assert of_ours.keys() == of_library.keys() == of_truth.keys()
+    assert of_ours.keys() == of_theirs.keys() == of_truth.keys()
 
     def off(found):
         return (found.double() - truth).norm() / truth.norm()
@@ -99,8 +106,8 @@ def test_half_precision_is_as_near_to_the_truth_as_the_library(kind, lora, group
         return sum((found[name] - value).norm() ** 2 for name, value in of_truth.items()) ** 0.5 / total
 
     total = sum(value.norm() ** 2 for value in of_truth.values()) ** 0.5
-    assert off(ours) <= 1.5 * off(library) + 1e-3
-    assert off_by(of_ours) <= 1.5 * off_by(of_library) + 1e-2
+    assert off(ours) <= 1.5 * off(theirs) + 1e-3
+    assert off_by(of_ours) <= 1.5 * off_by(of_theirs) + 1e-2
 
 
 @pytest.mark.parametrize("heads", [(9, 3), (4, 4), (4, 1)])
@@ -149,6 +156,11 @@ def test_the_kernels_for_a_gpu_are_used(monkeypatch):
     """Else the tests above would compare something else."""
     seen = []
     functions = (branch_varlen._BranchVarlen, lora_forward._LoraLinear, lora_forward._LoraGatedMlp)
+    for name, module in (("rms_norm", norm_forward.F), ("_at_once", logprobs)):
+        function = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *args, n=name, call=function, **more: seen.append(n) or call(*args, **more)
+        )
     for function in functions:
         monkeypatch.setattr(
             function, "apply", lambda *args, f=function, call=function.apply: seen.append(f) or call(*args)
@@ -160,6 +172,8 @@ def test_the_kernels_for_a_gpu_are_used(monkeypatch):
     assert seen.count(branch_varlen._BranchVarlen) == 2
     assert seen.count(lora_forward._LoraGatedMlp) == 2
     assert seen.count(lora_forward._LoraLinear) == 8
+    assert seen.count("rms_norm") == 5
+    assert seen.count("_at_once") == 1
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -62,7 +62,7 @@ def test_half_precision_takes_about_the_same_steps(tmp_path, changes):
 
 
 def test_all_weights_are_trained_in_mixed_precision(tmp_path):
-    """As the training stage asks for `method: full`: float32 weights, bfloat16 products."""
+    """Float32 weights, bfloat16 products."""
     settings = {"lora": False, "dtype": torch.float32, "learning_rate": 1e-3}
     mixed = fitted(tmp_path / "mixed", bf16=True, **settings)
     whole = fitted(tmp_path / "whole", **settings)
@@ -70,8 +70,11 @@ def test_all_weights_are_trained_in_mixed_precision(tmp_path):
     assert mixed[-1] < mixed[0]
 
 
-def test_it_goes_on_where_it_stopped(tmp_path):
+def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole = fitted(tmp_path / "whole", dtype=torch.bfloat16, steps=6)
     fitted(tmp_path / "parts", dtype=torch.bfloat16, steps=3)
+    taken, step = [], D2OTrainer.training_step
+    monkeypatch.setattr(D2OTrainer, "training_step", lambda *args, **more: taken.append(1) or step(*args, **more))
     rest = fitted(tmp_path / "parts", dtype=torch.bfloat16, steps=6, resume=True)
+    assert len(taken) == 3
     assert rest[-1] == pytest.approx(whole[-1], abs=0.02)

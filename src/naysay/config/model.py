@@ -17,8 +17,8 @@ class ModelConfig(Section):
     """Revision of a hub id."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights; `auto` is bfloat16 on a GPU that has it and float32 elsewhere. There `training.method=full`
-    trains float32 weights with bfloat16 products."""
+    """Type of the weights; `auto` is bfloat16 on a GPU that has it and float32 elsewhere. Set float32 for
+    `training.method=full`, whose steps are mostly less than bfloat16 can add to a weight."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""

@@ -56,7 +56,8 @@ def token_logps(
     freed at once and, where a gradient is asked for, computed again in the backward pass. A `FrozenLinear` head needs
     no second time: each token has one upstream gradient, a number, so the direction d log π / d hidden [M, D] is found
     while the logits are there (2 matrix products in place of 3), and as many logits are taken block by block of the
-    vocabulary.
+    vocabulary. On CUDA such a head takes the whole vocabulary of `chunk` tokens, whose logits and log-probs are there
+    at once.
     """
     if hidden.shape[0] == 0:
         return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -84,7 +85,7 @@ class _FrozenLinearLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: FrozenLinear, chunk: int) -> Tensor:
         direction, logits = ctx.needs_input_grad[0], chunk * len(head.weight)
-        if hidden.device.type == "cuda":
+        if hidden.device.type == "cuda" and torch.version.hip is None:
             parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
             found = [_at_once(hidden_CD, target_C, head, direction=direction) for hidden_CD, target_C in parts]
         else:
@@ -159,11 +160,19 @@ def _stream(
 
 def sum_by_response(logp: Float[Tensor, " M"], response_of: Int[Tensor, " M"], responses: int) -> Float[Tensor, " R"]:
     """Sum of token log-probs (nats) of each of the `responses` responses; the same bits at each call."""
-    if logp.device.type == "cpu":
+    if logp.device.type == "cpu" or not len(logp):
         return logp.new_zeros(responses).index_add(0, response_of, logp)
-    # A GPU's threads would add in any order.
-    mine_RM = response_of == torch.arange(responses, device=logp.device)[:, None]
-    return torch.where(mine_RM, logp, logp.new_zeros(())).sum(1)
+    return _sum_in_order(logp, response_of, responses)  # a GPU's threads would add in any order
+
+
+def _sum_in_order(logp: Tensor, response_of: Tensor, responses: int) -> Tensor:
+    """As rows of a matrix [R, tokens of the longest]."""
+    order = response_of.argsort(stable=True)
+    sorted_M = response_of[order]
+    first_R = torch.searchsorted(sorted_M, torch.arange(responses, device=logp.device))
+    place_M = torch.arange(len(logp), device=logp.device) - first_R[sorted_M]
+    padded_RL = logp.new_zeros(responses, int(place_M.max()) + 1)
+    return padded_RL.index_put((sorted_M, place_M), logp[order]).sum(1)
 
 
 def log_complement(logp: Float[Tensor, "*M"]) -> Float[Tensor, "*M"]:

@@ -72,8 +72,8 @@ def pack_groups(groups: Sequence[TokenGroup]) -> tuple[GroupBatch, Branches]:
         DataError: as `layout_groups`.
     """
     _refuse_empty(groups)
-    prompts = torch.tensor([len(prompt) for prompt, _ in groups])
-    counts = torch.tensor([len(answers) for _, answers in groups])
+    prompts = torch.tensor([len(prompt) for prompt, _ in groups], dtype=torch.long)
+    counts = torch.tensor([len(answers) for _, answers in groups], dtype=torch.long)
     answers = [answer for _, mine in groups for answer in mine]
     group_of = torch.arange(len(groups)).repeat_interleave(counts)
     lengths = torch.tensor([len(answer) for answer in answers], dtype=torch.long)

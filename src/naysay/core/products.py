@@ -47,7 +47,7 @@ def frozen_linear(
 
 
 def into_float32(x: Float[Tensor, "T I"], matrix: Float[Tensor, "I O"]) -> Float[Tensor, "T O"]:
-    """x matrix in at least float32, on a GPU: of half-precision factors as it was summed, not rounded in between."""
+    """x matrix on a GPU: of half-precision factors in float32, as it was summed, not rounded in between."""
     if x.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(x, matrix, out_dtype=torch.float32)
     return torch.mm(x, matrix)

@@ -27,9 +27,10 @@ ROWS_AT_A_TIME = 128
 """Rows computed together on a CPU. More cost memory for their keys and values; fewer read the weights more often for
 each token (benchmarks/rows_at_a_time.py)."""
 _ROWS_ON_A_GPU = 2048
-"""Where a step takes as long for few rows as for many; fewer where their keys and values would take more than"""
+"""Rows computed together at most on a GPU, where a step takes as long for few of them as for many."""
 _SHARE_OF_A_GPU = 1 / 8
-"""of all its memory. What is free at the time does not count: the same rows are to be computed together again."""
+"""The share of a GPU's whole memory that the rows' keys and values may take, or fewer rows are computed together. What
+is free at the time does not count: the same rows are to be computed together again."""
 _PROMPT_TOKENS = 2**15
 """Prompt tokens, the longest prompt's for each, whose keys and values are kept at a time: where every row has a long
 prompt of its own, fewer rows are computed together."""
@@ -70,7 +71,7 @@ def decode(
     computed together (None: what suits the device).
 
     `why_not` must have found nothing against the model. What is computed together, and so the last bits of the logits,
-    is a function of the arguments.
+    is a function of the arguments, and on a GPU of its memory.
     """
     batch = _Batch(model, prompts, length=length, size=rows_at_a_time or _rows_that_suit(model, length))
     rows = sorted(batch.waiting, key=lambda row: row.request)

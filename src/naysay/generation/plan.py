@@ -1,7 +1,7 @@
 """The batch plan: which rows are generated together, a function of the inputs alone.
 
 The last bits of a logit depend on the shape of its batch, so the plan is fixed before the first batch and a resumed
-run starts at a batch boundary: the same responses, bitwise.
+run starts at a batch boundary: the same responses, bitwise, on the same kind of device.
 """
 
 from collections.abc import Callable, Sequence

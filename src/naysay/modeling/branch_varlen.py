@@ -36,7 +36,7 @@ class Spans:
     prompts: Tensor
     """int32 [B + 1], of the prompts, behind the answers."""
     longest: tuple[int, int, int]
-    """Tokens of the longest of `sequences`, `asking` and `prompts`."""
+    """Tokens of the longest of `sequences`, `asking` and `prompts`, or more."""
 
     @classmethod
     def of(cls, branches: Branches) -> "Spans":
@@ -51,15 +51,16 @@ class Spans:
             found = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
             return found.to(branches.place.device, non_blocking=True)
 
-        longest = max(*answers, *prompts), max(asking), max(prompts)
+        # Where all queries were single, the kernel would take heads for queries, and order its log-sum-exps by them.
+        longest = max([2, *answers, *prompts]), max([2, *asking]), max(prompts)
         return cls(sum(answers), starts([*answers, *prompts]), starts(asking), starts(prompts), longest)
 
 
 def covers(states: tuple[Tensor, Tensor, Tensor]) -> bool:
     """Whether the kernels take query [1, H, T, D], key and value [1, G, T, D]: on CUDA, in half precision, of a head
-    size that they know."""
+    size that they know, a multiple of 8."""
     query, key, value = states
-    if query.device.type != "cuda" or torch.version.hip is not None:
+    if query.device.type != "cuda" or torch.version.hip is not None or query.shape[-1] % 8:
         return False
     alike = query.shape[-1] == value.shape[-1] and len({part.dtype for part in states}) == 1
     shared = query.shape[1] > key.shape[1]

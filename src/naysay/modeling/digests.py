@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from naysay.artifacts.digests import digest_json
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 _PEFT_PREFIX = "base_model.model."
 
 

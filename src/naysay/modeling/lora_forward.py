@@ -5,7 +5,7 @@ peft computes base(x) + B(A(x)) * scaling as five operations, each with a [token
 second product's result is added into the first one's, and of layers that read the same input the low-rank products are
 one. Of a gated MLP, down(silu(gate(x)) * up(x)), only gate(x) and up(x) are kept. peft's and the model's own forward
 goes on where a layer is more than that: several adapters, DoRA and other variants, dropout, merged, quantised, trained
-or sharded bases, hooks, autocast.
+or sharded bases, hooks, autocast to another type.
 
 Legend: T tokens, I features in, O features out, r rank.
 """
@@ -28,7 +28,8 @@ _silu = torch.ops.aten.silu.out
 _scratch = Scratch()
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LAYER = 4  # tensors of a layer
-_HALF = (torch.bfloat16, torch.float16)
+_MIXED_ON = ("cuda",)
+"""Where products in bfloat16 are the fast ones."""
 
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor]
 """W [O, I], bias [O], A [r, I] and B [O, r] of a layer."""
@@ -132,14 +133,15 @@ def plain(x: Tensor, modules: tuple[Any, ...], *, bound: bool = False, mixed: tu
     """Whether the modules' formulas on their weights give what the modules would: one dtype that no autocast changes,
     no hooks, no sharding, and no forward put in place of their class's (`bound`: the one there is the caller).
 
-    Those that are `mixed` may have float32 weights around half-precision states: peft keeps its matrices so, and they
-    are taken to the states' type for the product, as autocast does.
+    Those that are `mixed` may have float32 weights around bfloat16 states on a GPU: peft keeps its matrices so, and
+    they are taken to the states' type for the product, as autocast does. (Gradients would be lost in float16.)
     """
     if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) != x.dtype:
         return False
+    takes_mixed = x.dtype == torch.bfloat16 and x.device.type in _MIXED_ON
     for module in modules:
         weight = module.weight
-        of_type = weight.dtype == x.dtype or (module in mixed and weight.dtype == torch.float32 and x.dtype in _HALF)
+        of_type = weight.dtype == x.dtype or (takes_mixed and module in mixed and weight.dtype == torch.float32)
         if type(weight) is not nn.Parameter or not of_type:
             return False
         if hooked(module) or ("forward" in vars(module) and not bound):

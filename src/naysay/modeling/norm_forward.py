@@ -22,7 +22,7 @@ from naysay.modeling.lora_forward import plain
 
 
 def bind_norms(model: nn.Module) -> None:
-    """Give the RMS norms inside `model` the joined forward; its results are the same bits. Again is harmless."""
+    """Give the RMS norms inside `model` the joined forward; the same bits on a CPU. Again is harmless."""
     known: dict[type, bool] = {}
     for module in model.modules():
         if "forward" in vars(module) or not hasattr(module, "variance_epsilon"):
@@ -56,7 +56,8 @@ def _forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Ten
     if not joined or not plain(hidden_states, (self,), bound=True):
         return type(self).forward(self, hidden_states, *args, **kwargs)
     if on_gpu:
-        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+        with torch.autocast("cuda", enabled=False):  # which would give float32
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
     found: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[assignment]
     return found
 

@@ -1,5 +1,6 @@
 """Stage `train`: reference log-probs, D²O, then an adapter (or a model) that plain peft and transformers load."""
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from naysay.config.run import RunConfig
 from naysay.errors import DataError, NonFiniteLossError
 from naysay.modeling.adapters import INITIAL, load_reference, lora_config
 from naysay.modeling.chat import template_file
-from naysay.modeling.loading import context_length, load_model, load_tokenizer, pick_device, pick_dtype, resolve
+from naysay.modeling.loading import context_length, load_model, load_tokenizer, resolve
 from naysay.training.checkpoints import last_complete, remove_incomplete
 from naysay.training.config import D2OConfig
 from naysay.training.dev import DevProbe, dev_rows
@@ -31,6 +32,8 @@ from naysay.training.references import Reference
 from naysay.training.refresh import AnchorSchedule, AnchorSource, frozen_initial
 from naysay.training.rows import files, normal_file, normal_rows, training_rows
 from naysay.training.trainer import D2OTrainer
+
+logger = logging.getLogger(__name__)
 
 VERSION = 3
 GROUPS = "groups.jsonl"
@@ -124,7 +127,12 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
     normal = normal_rows(run) if config.training.needs_normal else None
     arguments = _arguments(config, run)
     tokenizer = load_tokenizer(config.model)
-    model = load_model(trained_model(config))
+    model = load_model(config.model)
+    if config.training.method == "full" and model.dtype in (torch.bfloat16, torch.float16):
+        logger.warning(
+            "training.method=full in %s: steps below its precision are lost; set model.dtype=float32 to keep them",
+            str(model.dtype).removeprefix("torch."),
+        )
     with explain_storage_errors(run.train):
         trainer = D2OTrainer(
             model=model,
@@ -158,17 +166,6 @@ def run(config: RunConfig, run: RunDirectory, *, anchor_source: AnchorSource | N
     return counts if early is None else {**counts, "early_stopping": early.result}
 
 
-def trained_model(config: RunConfig) -> ModelConfig:
-    """The policy as it is loaded for training: its own settings, but where all weights are trained, and their type is
-    left open, in float32 with products in bfloat16 (mixed precision). Most steps would be less than bfloat16 can add to
-    a weight."""
-    model = config.model
-    left_open = config.training.method == "full" and model.dtype == "auto"
-    if left_open and pick_dtype("auto", pick_device(model.device)) == torch.bfloat16:
-        return model.model_copy(update={"dtype": "float32"})
-    return model
-
-
 def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
     training = config.training
     return D2OConfig(
@@ -196,7 +193,6 @@ def _arguments(config: RunConfig, run: RunDirectory) -> D2OConfig:
             "disable_tqdm": True,
             "use_cpu": config.model.device == "cpu",
             "dataloader_pin_memory": False,
-            "bf16": trained_model(config) != config.model,
         }
         | training.trainer_args
     )
