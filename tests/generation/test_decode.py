@@ -1,12 +1,14 @@
 """The decoding loop draws what `generate` draws, and computes no token that is not part of an answer or a prompt."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from conftest import make_model, make_tokenizer
 from naysay.generation import decode as decode_module
 from naysay.generation import shared_attention
-from naysay.generation.decode import decode, why_not
+from naysay.generation.decode import ROWS_AT_A_TIME, _rows_that_suit, decode, why_not
 from naysay.generation.hf import HFSampler
 from naysay.generation.sampler import Request, SamplingSettings
 from naysay.generation.seeds import row_seed
@@ -164,3 +166,14 @@ def test_an_adapter_is_sampled_from():
     assert [r.token_ids for r in found] == [r.token_ids for r in expected]
     for parameter in model.parameters():
         assert not parameter.is_inference()
+
+
+@pytest.mark.parametrize(("length", "rows"), [(8, 2048), (1024, 64), (10**6, 1)])
+def test_a_gpu_takes_as_many_rows_as_an_eighth_of_its_memory_holds(length, rows, monkeypatch):
+    weight = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2)
+    model = SimpleNamespace(parameters=lambda: iter([weight]), config=make_model().config)
+    # Two layers of two key heads of eight numbers, keys and values, two bytes each: 128 bytes a token.
+    memory = SimpleNamespace(total_memory=8 * 128 * 1024 * 64)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert _rows_that_suit(model, length) == rows
+    assert _rows_that_suit(make_model(), length) == ROWS_AT_A_TIME

@@ -131,9 +131,9 @@ class Place:
         answers: list[list[int]] = [[] for _ in starts]
         for group, length in zip(branches.group_of.tolist(), branches.response_mask.sum(1).tolist(), strict=True):
             answers[group].append(length)
-        asking = accumulate(map(sum, answers), initial=0)
+        asking = list(accumulate(map(sum, answers), initial=0))[:-1]
         row = len(branches.place)
-        return [cls._of(*group, row) for group in zip(starts, prompts, asking, answers, strict=False)]
+        return [cls._of(*group, row) for group in zip(starts, prompts, asking, answers, strict=True)]
 
     @classmethod
     def _of(cls, first: int, prompt: int, asking: int, answers: list[int], row: int) -> "Place":
