@@ -4,9 +4,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from benchmarks.steppers import Case
 
 from benchmarks import gpu
-from benchmarks.steppers import Case
 from naysay.errors import InputNotFoundError
 
 CASE = Case(5, 3, 2, shape="llama-3.2-1b")
