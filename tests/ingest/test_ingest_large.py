@@ -1,6 +1,7 @@
 """Buckets, two processes and quick ways change nothing but time and memory."""
 
 import hashlib
+import io
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import orjson
 import pytest
 from benchmarks.ingest import write_rows
 from hypothesis import given, settings
@@ -18,12 +20,12 @@ from ingest.mixed import count_tokens, mixed_rows
 from naysay.artifacts.run_directory import RunDirectory
 from naysay.config.load import parse_config
 from naysay.errors import DataError, WorkerError
-from naysay.ingest import read, spread, stage
+from naysay.ingest import read, shapes, spread, stage
 from naysay.ingest.columns import find_columns
 from naysay.ingest.formats import ParsedAnswer, parse_row, plain_reader
 from naysay.ingest.second_process import SecondProcess, share
 from naysay.inputs.conversations import RowError
-from naysay.inputs.readers import RawRow, RowReader
+from naysay.inputs.readers import Lines, RawRow, RowReader
 
 Ingest = Callable[..., Any]
 FILES = ("prompts.jsonl", "negatives.jsonl", "acceptable.jsonl", "quarantine.jsonl")
@@ -102,6 +104,97 @@ def test_the_quick_way_of_usual_rows_writes_the_same(
     monkeypatch.setattr(spread, "plain_reader", lambda columns: lambda row: None)
     run_mixed("plain", ingest)
     assert written(tmp_path) == RECORDED["plain"]
+
+
+def test_lines_of_one_shape_are_written_as_any_other(
+    ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "_MOST_SHAPES", 0)
+    run_mixed("plain", ingest)
+    assert written(tmp_path) == RECORDED["plain"]
+
+
+COLUMNS = find_columns(
+    "f",
+    [{"prompt": "q", "rejected": "a", "chosen": "b"}],
+    wanted="auto",
+    mapped={},
+    from_text=False,
+    for_benign=False,
+)
+Line = tuple[int, str, str, str | None]
+
+
+def usual_rows(data: bytes) -> list[Line]:
+    """What parsing line by line finds."""
+    found: list[Line] = []
+    read = plain_reader(COLUMNS)
+    for number, line in enumerate(data.split(b"\n"), 7):
+        try:
+            texts = read(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            continue
+        if texts and texts[1] != texts[2]:
+            found.append((number, *texts))
+    return found
+
+
+def shaped_rows(data: bytes) -> tuple[list[Line], list[int]]:
+    """What `Shapes` finds, and the numbers of the lines that it leaves."""
+    lines = Lines(7, data)
+    # Twice: the second time all shapes are known.
+    finder = shapes.Shapes(COLUMNS, plain_reader(COLUMNS))
+    first, (rows, others) = finder.find(lines), finder.find(lines)
+    assert [number for number, _ in first[1]] >= [number for number, _ in others]
+    found: list[Line] = []
+    for part in rows:
+        for number, *texts in zip(part.lines, part.contents, part.negatives, part.acceptable, strict=True):
+            prompt, rejected, chosen = (orjson.loads(text) if text else None for text in texts)
+            assert [text for text in texts if text] == [
+                orjson.dumps(text) for text in (prompt, rejected, chosen) if text
+            ]
+            found.append((int(number), prompt, rejected, chosen))
+    whole = io.BytesIO(data).readlines()
+    assert [line for _, line in others] == [whole[number - 7] for number, _ in others]
+    return sorted(found, key=lambda row: row[0]), [number for number, _ in others]
+
+
+texts = st.one_of(st.sampled_from(["a", "b", ' "a"', "\\", "é", "\n\t", "\x7f", "\u3000", ""]), st.text(max_size=4))
+usual = st.builds(
+    lambda prompt, rejected, more: {"prompt": prompt, "rejected": rejected, **more},
+    texts,
+    texts,
+    st.one_of(st.just({}), st.fixed_dictionaries({"chosen": st.none() | texts}), st.fixed_dictionaries({"id": texts})),
+)
+writers = st.sampled_from(
+    [orjson.dumps, lambda row: json.dumps(row).encode(), lambda row: json.dumps(row, ensure_ascii=False).encode()]
+)
+
+
+@given(st.lists(usual, max_size=12), writers, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.data())
+@settings(max_examples=300, deadline=None)
+def test_lines_of_one_shape_say_what_parsing_finds(
+    rows: list[dict[str, Any]], write: Callable[[Any], bytes], end: bytes, whole: bool, draw: st.DataObject
+) -> None:
+    data = bytearray(end.join(map(write, rows)) + (end if whole else b""))
+    # Some bytes become others: JSON that is broken, or is another row than it was.
+    for _ in range(draw.draw(st.integers(0, 4))):
+        if data:
+            data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(
+                st.sampled_from(b'"\\,:{}a \n\r\t\x00\xc3\xa9\xff')
+            )
+    found, others = shaped_rows(bytes(data))
+    assert found == [row for row in usual_rows(bytes(data)) if row[0] not in others]
+    assert len(found) + len(others) == len(Lines(7, bytes(data)).ends)
+
+
+def test_hardly_a_usual_line_is_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, 2000)
+    found, others = shaped_rows(path.read_bytes())
+    # Bad rows, and the last line.
+    assert len(others) <= 20
+    assert len(found) + len(others) == 2000
 
 
 values = st.one_of(

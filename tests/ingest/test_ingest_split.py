@@ -72,10 +72,10 @@ def split(prompts: list[AskedPrompt], benign: Any = (), seed: int = 0, **setting
 
 
 def test_draws_of_many_are_those_of_each() -> None:
-    keys = [bytes([number] * 8).hex().encode() for number in range(20)]
-    expected = [draw_one(7, "split", "p-" + key.decode()) for key in keys]
-    assert draws(7, "split", keys).tolist() == expected
-    assert len(draws(7, "limit", ())) == 0
+    ids = [0, *(int.from_bytes([number] * 8) for number in range(1, 20)), 2**64 - 1]
+    expected = [draw_one(7, "split", f"p-{key:016x}") for key in ids]
+    assert draws(7, "split", np.array(ids, np.uint64)).tolist() == expected
+    assert len(draws(7, "limit", np.empty(0, np.uint64))) == 0
 
 
 def close(first: AskedPrompt, second: AskedPrompt, threshold: float = 0.7) -> bool:

@@ -12,7 +12,7 @@ from naysay.config.data import DataConfig
 from naysay.ingest.columns import find_columns
 from naysay.ingest.formats import ParsedAnswer, ParsedRow
 from naysay.ingest.gather import PROMPTS, Task, gather
-from naysay.ingest.rows import ACCEPTABLE, COLUMNS, NEGATIVES, Rows, RowWriter
+from naysay.ingest.rows import ACCEPTABLE, COLUMNS, NEGATIVES, Rows, RowWriter, UsualRows
 from naysay.ingest.split import BENIGN, LEFT_OUT, NEAR_DUPLICATE, SPLITS
 from naysay.ingest.spread import usual_about
 from naysay.ingest.write import write_records
@@ -40,7 +40,9 @@ def lay_aside(folder: Path, prompts: list[str]) -> tuple[Task, list[Any]]:
                     row = ParsedRow(({"role": "user", "content": prompt},), answers, None, '"split":"dev","kind":"x"}')
                     writers[place % 2].add(place + 1, row)
                 else:
-                    writers[answer].add_usual([(place + 1, (prompt, f'never "{answer}"', chosen))])
+                    texts = [b"" if text is None else orjson.dumps(text) for text in (f'never "{answer}"', chosen)]
+                    rows = UsualRows([place + 1], [orjson.dumps(prompt)], *([text] for text in texts))
+                    writers[answer].add_usual(rows)
             if place % 7 == 0:
                 writers[place % 2].write_run()
         for writer in writers:

@@ -74,9 +74,15 @@ class RunWriter:
         self._bounds = array("Q")
         self._pack = PackWriter(folder, name, writer)
 
-    def append(self, parts: Sequence[bytes]) -> None:
-        self._bounds.extend(accumulate(map(len, parts), initial=self._pack.size()))
-        self._pack.append(b"".join(parts))
+    def append(self, data: bytes, sizes: Iterable[int]) -> None:
+        """Append a run.
+
+        Args:
+            data: all parts, one after the other.
+            sizes: bytes of each.
+        """
+        self._bounds.extend(accumulate(sizes, initial=self._pack.size()))
+        self._pack.append(data)
 
     def close(self) -> None:
         self._pack.close()

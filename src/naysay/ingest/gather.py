@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -21,11 +20,11 @@ from naysay.ingest.rows import (
     ACCEPTABLE,
     ACCEPTABLE_FORM,
     CONTENTS,
-    KEYS,
     NEGATIVE_FORM,
     NEGATIVES,
     About,
     Rows,
+    digest_starts,
     from_hexadecimal,
     hexadecimal,
     slices,
@@ -149,12 +148,12 @@ def _gather_one(
     ends = np.cumsum(both.lengths)[order]
     texts = b"".join(slices(both.texts, ends - both.lengths[order], ends))
     tokens, sizes = json_shingle_tokens(texts, both.lengths[order])
-    keys = hexadecimal(both.ids[order])
+    ids = both.ids[order]
     about = both.about[order]
-    about["shingles"], about["split_draw"] = sizes, draws(task.seed, "split", keys)
+    about["shingles"], about["split_draw"] = sizes, draws(task.seed, "split", ids)
     limits = task.data.limit
     if any(limit is not None for limit in (limits.train, limits.dev, limits.heldout, limits.benign)):
-        about["limit_draw"] = draws(task.seed, "limit", keys)
+        about["limit_draw"] = draws(task.seed, "limit", ids)
     pieces[ABOUT] = out[ABOUT].append(about.tobytes())
     pieces[ORDER] = out[ORDER].append(order.astype(np.uint32).tobytes())
     repeated_answers = int(left_out["negatives"].sum() + left_out["acceptable"].sum())
@@ -205,11 +204,11 @@ def _entries(
     """What a bucket has of the data or of the benign file."""
     rows = task.rows[source]
     numbers, others = rows.numbers(number), rows.others(number)
-    ids = from_hexadecimal(rows.read(KEYS, number))
+    ids = numbers["contents_id"]
     # A prompt of one usual row needs no merging; its length may have to be checked, though.
     alone = _alone(ids, [row[0] for row in others]) if lengths is None else np.zeros(len(ids), dtype=bool)
     if not alone.all():
-        others += whole_rows(rows, number, ids, numbers, np.flatnonzero(~alone))
+        others += whole_rows(rows, number, numbers, np.flatnonzero(~alone))
     others.sort(key=itemgetter(0, 1))
     merged = _Merged()
     for key, same in groupby(others, itemgetter(0)):
@@ -218,7 +217,7 @@ def _entries(
             _add(merged, key, prompt, task.labels[source], task.data.limit.answers_per_prompt, groups)
     about = np.zeros(len(ids) + len(merged.ids), FACTS)
     about["asked"], about["negatives"] = _ANY, 1
-    about["acceptable"][: len(ids)] = accepted = numbers[ACCEPTABLE] > 0
+    about["acceptable"][: len(ids)] = accepted = numbers["acceptable_bytes"] > 0
     if merged.about:
         for name, values in zip(
             ("asked", "negatives", "acceptable", "group"), zip(*merged.about, strict=True), strict=True
@@ -231,9 +230,7 @@ def _entries(
     return merged, _Entries(
         np.append(ids, np.array(merged.ids, np.uint64)),
         rows.read(CONTENTS, number) + b"".join(merged.texts),
-        np.append(numbers[CONTENTS], np.fromiter(map(len, merged.texts), np.uint64, len(merged.texts))).astype(
-            np.int64
-        ),
+        np.append(numbers["contents_bytes"], np.fromiter(map(len, merged.texts), np.int64, len(merged.texts))),
         about,
         np.append(alone, np.ones(len(merged.ids), dtype=bool)),
     )
@@ -267,13 +264,7 @@ def _add(
     merged.about.append((prompt.asked, len(prompt.negatives), len(prompt.acceptable), group))
 
 
-def draws(seed: int, purpose: str, keys: Sequence[bytes]) -> np.ndarray:
+def draws(seed: int, purpose: str, ids: np.ndarray) -> np.ndarray:
     """A number in [0, 1) for each prompt, by the hash of (seed, purpose, prompt id): 52 bits of `digest_text`."""
-    start = sha256(orjson.dumps([str(seed), purpose])[:-1] + b',"p-').copy
-    found = []
-    for key in keys:
-        hashed = start()
-        hashed.update(key + b'"]')
-        found.append(hashed.digest()[:8])
-    data = b"".join(found)
-    return (np.frombuffer(data, ">u8") >> (64 - _DIGITS)) / 2.0**_DIGITS
+    before = orjson.dumps([str(seed), purpose])[:-1] + b',"p-'
+    return (digest_starts(before, hexadecimal(ids), b'"]') >> np.uint64(64 - _DIGITS)) / 2.0**_DIGITS

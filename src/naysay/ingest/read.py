@@ -1,6 +1,5 @@
 """The user's two files -> their distinct prompts: on disk what they say, in memory a few numbers for each."""
 
-import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,7 @@ from naysay.ingest.embedded import Source
 from naysay.ingest.gather import ABOUT, BENIGN, DATA, FACTS, Bucket, Task, gather
 from naysay.ingest.merge import LengthCheck, Tally
 from naysay.ingest.rows import COLUMNS, Rows
-from naysay.ingest.second_process import SecondProcess, share
+from naysay.ingest.second_process import SecondProcess, share, without_collection
 from naysay.ingest.spread import Watch, bucket_bits, look_at_columns, spread, usual_about
 from naysay.inputs.readers import RowReader
 
@@ -64,18 +63,6 @@ def second_process(sources: Sequence[Source]) -> Iterator[SecondProcess | None]:
             yield second
     else:
         yield None
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Python does not look for cycles meanwhile: there are none among the many tuples of rows."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def read_prompts(

@@ -1,15 +1,13 @@
 """Rows of a file as they wait on disk, by the digest of their prompts: what `spread` writes down and `gather` reads.
 
 The most usual row has one message of the user, a rejected answer and mostly a chosen one, and nothing else is said of
-it. Such rows lie in columns, their answers as the records will say them; any other row is a tuple, a `SpreadRow`.
+it. Such rows lie in columns; any other row is a tuple, a `SpreadRow`.
 """
 
-from array import array
 from binascii import hexlify, unhexlify
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,22 +16,19 @@ import orjson
 from orjson import dumps
 
 from naysay.artifacts.spill import RunIndex, RunWriter, drop_packs, pack, read_runs, unpack
-from naysay.ingest.formats import ParsedAnswer, ParsedRow, PlainRow
+from naysay.ingest.formats import ParsedAnswer, ParsedRow
 
-KEYS, NUMBERS, CONTENTS, NEGATIVES, ACCEPTABLE, OTHERS = COLUMNS = (
-    "keys",
-    "numbers",
-    "contents",
-    "negatives",
-    "acceptable",
-    "others",
-)
-"""Of usual rows: the prompts' digests (16 hexadecimal digits); the line and the numbers of bytes of the three that
-follow (`_NUMBERS`); the JSON of the prompts; the records of the answers. The other rows."""
-ID_DIGITS = 16
-_NUMBERS = np.dtype([("line", "Q"), (CONTENTS, "Q"), (NEGATIVES, "Q"), (ACCEPTABLE, "Q")])
+NUMBERS, CONTENTS, NEGATIVES, ACCEPTABLE, OTHERS = COLUMNS = "numbers", "contents", "negatives", "acceptable", "others"
+"""Of usual rows: their `_NUMBERS`; prompts, rejected and chosen answers in JSON. Other rows."""
+_TEXTS = CONTENTS, NEGATIVES, ACCEPTABLE
+ID_DIGITS, _ID_BITS = 16, 64
+_DIGEST_START = ">u8"
+"""As the first digits of a digest are read: the number of an id."""
 _BEFORE_TEXT = len('["p-","') + ID_DIGITS - 1
-_BEFORE_CONTENT, _AFTER_CONTENT = len('[{"content":'), len(',"role":"user"}]')
+_ABOUT = ("id", np.uint64), ("bytes", np.int64)
+_NUMBERS = np.dtype([("line", np.uint64), *((f"{name}_{about}", kind) for name in _TEXTS for about, kind in _ABOUT)])
+"""Of a row: its line, and of each of its texts the id (the prompt's is that of its content) and the number of bytes; a
+text that is not there has none."""
 
 SpreadRow = tuple[Any, ...]
 """(prompt, line, messages, about, then id, text, about of each answer).
@@ -56,16 +51,18 @@ def _rest(answer: ParsedAnswer) -> bytes:
 USUAL_REST = _rest(ParsedAnswer("", True, ""))
 NEGATIVE_FORM = b'{"negative_id":"n-%b","prompt_id":"p-%b","text":%b%b'
 ACCEPTABLE_FORM = b'{"acceptable_id":"a-%b","prompt_id":"p-%b","text":%b%b'
-_USUAL_NEGATIVE, _USUAL_ACCEPTABLE = (
-    form[:-2] + USUAL_REST.replace(b"%", b"%%") for form in (NEGATIVE_FORM, ACCEPTABLE_FORM)
-)
 
 
-_Usual = tuple[int, bytes, bytes, bytes, bytes]
-"""(line, prompt, content, record of the rejected answer, of the chosen one or nothing)."""
-_FIRST_DIGITS = [f"{byte:02x}" for byte in range(256)]
-_new_sha256 = sha256().copy
-"""A digest to begin with: sooner made than `sha256()`, which looks for its algorithm each time."""
+class UsualRows(NamedTuple):
+    """Rows of one message of the user, a rejected answer, and perhaps a chosen one that differs from it.
+
+    Texts are JSON as `orjson` writes it, with their quotation marks; empty where there is no chosen answer.
+    """
+
+    lines: np.ndarray | Sequence[int]
+    contents: Sequence[bytes]
+    negatives: Sequence[bytes]
+    acceptable: Sequence[bytes]
 
 
 class RowWriter:
@@ -74,43 +71,32 @@ class RowWriter:
     def __init__(self, folder: Path, name: str, bits: int, writer: int = 0):
         self._bits = bits
         with ExitStack() as stack:
-            files = (RunWriter(folder, f"{name}-{column}", 1 << bits, writer) for column in COLUMNS)
-            self._files = [stack.enter_context(closing(file)) for file in files]
-            self._open = stack.pop_all()
+            files = {column: RunWriter(folder, f"{name}-{column}", 1 << bits, writer) for column in COLUMNS}
+            for file in files.values():
+                stack.enter_context(closing(file))
+            self._files, self._open = files, stack.pop_all()
         self._begin()
 
     def _begin(self) -> None:
-        self._buckets: list[tuple[list[_Usual], list[SpreadRow]]] = [([], []) for _ in range(1 << self._bits)]
-        shift = 8 - self._bits
-        self._bucket_of = {digits: self._buckets[byte >> shift] for byte, digits in enumerate(_FIRST_DIGITS)}
+        self._numbers: list[np.ndarray] = []
+        self._texts: dict[str, list[bytes]] = {name: [] for name in _TEXTS}
+        self._others: list[list[SpreadRow]] = [[] for _ in range(1 << self._bits)]
 
-    def add_usual(self, rows: Iterable[tuple[int, PlainRow]]) -> None:
-        """Add rows of which each has one message of the user, and another chosen answer than the rejected one.
-
-        Args:
-            rows: their lines and texts.
-        """
-        bucket_of = self._bucket_of
-        for line, (prompt, rejected, chosen) in rows:
-            # What `dumps` gives lies in a kilobyte that was cut off, and costs time as long as it is kept: only slices
-            # are.
-            messages = dumps(({"content": prompt, "role": "user"},))
-            hashed = _new_sha256()
-            hashed.update(messages)
-            digest = hashed.hexdigest()[:ID_DIGITS]
-            key, prompt_id = digest.encode(), "p-" + digest
-            data = dumps((prompt_id, rejected))
-            hashed = _new_sha256()
-            hashed.update(data)
-            negative = _USUAL_NEGATIVE % (hashed.hexdigest()[:ID_DIGITS].encode(), key, data[_BEFORE_TEXT:-1])
-            other = b""
-            if chosen is not None:
-                data = dumps((prompt_id, chosen))
-                hashed = _new_sha256()
-                hashed.update(data)
-                other = _USUAL_ACCEPTABLE % (hashed.hexdigest()[:ID_DIGITS].encode(), key, data[_BEFORE_TEXT:-1])
-            content = messages[_BEFORE_CONTENT:-_AFTER_CONTENT]
-            bucket_of[digest[:2]][0].append((line, key, content, negative, other))
+    def add_usual(self, rows: UsualRows) -> None:
+        """Add usual rows."""
+        numbers = np.zeros(len(rows.lines), _NUMBERS)
+        numbers["line"] = rows.lines
+        keys = digest_starts(b'[{"content":', rows.contents, b',"role":"user"}]')
+        numbers["contents_id"] = keys
+        before = with_ids(b'["p-', keys, b'",')
+        for name in _TEXTS:
+            texts = getattr(rows, name)
+            self._texts[name] += texts
+            numbers[f"{name}_bytes"] = sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+            if name != CONTENTS:
+                there = [start + text for start, text in zip(before, texts, strict=True) if text]
+                numbers[f"{name}_id"][sizes > 0] = digest_starts(b"", there, b"]")
+        self._numbers.append(numbers)
 
     def add(self, line: int, row: ParsedRow) -> None:
         """Add any row."""
@@ -122,14 +108,24 @@ class RowWriter:
             about = (answer.rejected, answer.field, answer.category, _rest(answer))
             answers += [sha256(data).hexdigest()[:ID_DIGITS].encode(), data[_BEFORE_TEXT:-1], about]
         about = (row.split, row.kind, row.chosen_context_differs)
-        others = self._bucket_of[key[:2]][1]
+        others = self._others[int(key, 16) >> (_ID_BITS - self._bits)]
         others.append((key.encode(), line, dumps(row.messages), about if any(about) else None, *answers))
 
     def write_run(self) -> None:
         """Write what was added since the last time."""
-        columns = zip(*(_packed(*bucket) for bucket in self._buckets), strict=True)
-        for file, parts in zip(self._files, columns, strict=True):
-            file.append(parts)
+        others = [pack(rows) if rows else b"" for rows in self._others]
+        self._files[OTHERS].append(b"".join(others), map(len, others))
+        numbers = np.concatenate([*self._numbers, np.empty(0, _NUMBERS)])
+        bucket = (numbers["contents_id"] >> np.uint64(_ID_BITS - self._bits)).astype(np.uint16)
+        order = np.argsort(bucket, kind="stable")
+        rows, numbers = order.tolist(), numbers[order]
+        counts = np.bincount(bucket, minlength=1 << self._bits)
+        self._files[NUMBERS].append(numbers.tobytes(), (counts * _NUMBERS.itemsize).tolist())
+        ends = np.cumsum(counts)
+        for name, texts in self._texts.items():
+            bounds = np.concatenate([[0], np.cumsum(numbers[f"{name}_bytes"])])
+            sizes = bounds[ends] - bounds[ends - counts]
+            self._files[name].append(b"".join([texts[row] for row in rows]), sizes.tolist())
         self._begin()
 
     def close(self) -> None:
@@ -137,17 +133,21 @@ class RowWriter:
 
     def indexes(self) -> dict[str, RunIndex]:
         """Where in the files the runs are, by column."""
-        return {column: file.index() for column, file in zip(COLUMNS, self._files, strict=True)}
+        return {column: file.index() for column, file in self._files.items()}
 
 
-def _packed(usual: list[_Usual], others: list[SpreadRow]) -> tuple[bytes, ...]:
-    """What a run has for a bucket, in the order of COLUMNS."""
-    last = pack(others) if others else b""
-    if not usual:
-        return (*[b""] * (len(COLUMNS) - 1), last)
-    lines, keys, *texts = zip(*usual, strict=True)
-    numbers = zip(lines, *(map(len, column) for column in texts), strict=True)
-    return b"".join(keys), array("Q", chain.from_iterable(numbers)).tobytes(), *map(b"".join, texts), last
+def digest_starts(before: bytes, parts: Iterable[bytes], after: bytes) -> np.ndarray:
+    """The first 64 bits of the SHA-256 of each part between the two others."""
+    # A copy is sooner made than `sha256()`, which looks for its algorithm each time.
+    begin = sha256(before).copy
+    digests: list[bytes] = []
+    for data in parts:
+        hashed = begin()
+        hashed.update(data)
+        hashed.update(after)
+        digests.append(hashed.digest())
+    # A digest is four such numbers.
+    return np.frombuffer(b"".join(digests), _DIGEST_START)[::4].astype(np.uint64)
 
 
 class Rows(NamedTuple):
@@ -174,38 +174,45 @@ class Rows(NamedTuple):
         return np.frombuffer(self.read(NUMBERS, bucket), _NUMBERS)
 
 
-def whole_rows(rows: Rows, bucket: int, ids: np.ndarray, numbers: np.ndarray, chosen: np.ndarray) -> list[SpreadRow]:
+def whole_rows(rows: Rows, bucket: int, numbers: np.ndarray, chosen: np.ndarray) -> list[SpreadRow]:
     """The usual rows `chosen` (places) of a bucket as any other."""
-    columns = []
-    for column in (CONTENTS, NEGATIVES, ACCEPTABLE):
-        ends = np.cumsum(numbers[column])
-        columns.append(slices(rows.read(column, bucket), (ends - numbers[column])[chosen], ends[chosen]))
+    columns: list[list[bytes]] = []
+    for name in _TEXTS:
+        sizes = numbers[f"{name}_bytes"]
+        ends = np.cumsum(sizes)
+        columns.append(hexadecimal(numbers[f"{name}_id"][chosen]))
+        columns.append(slices(rows.read(name, bucket), (ends - sizes)[chosen], ends[chosen]))
     found = []
-    for key, line, content, negative, acceptable in zip(
-        hexadecimal(ids[chosen]), numbers["line"][chosen].tolist(), *columns, strict=True
+    for line, key, content, negative_id, negative, acceptable_id, acceptable in zip(
+        numbers["line"][chosen].tolist(), *columns, strict=True
     ):
         messages = b'[{"role":"user","content":' + content + b"}]"
-        row = (key, line, messages, None, *_answer(negative, _USUAL_NEGATIVE), REJECTED)
-        found.append((*row, *_answer(acceptable, _USUAL_ACCEPTABLE), CHOSEN) if acceptable else row)
+        row = (key, line, messages, None, negative_id, negative, REJECTED)
+        found.append((*row, acceptable_id, acceptable, CHOSEN) if acceptable else row)
     return found
 
 
-def _answer(record: bytes, form: bytes) -> tuple[bytes, bytes]:
-    """The digest of a usual answer and its text."""
-    digest = form.index(b"%b")
-    # All that comes before the text but the two digests, of which the form has two characters each.
-    text = form.rindex(b"%b") + 2 * (ID_DIGITS - 2)
-    return record[digest : digest + ID_DIGITS], record[text : -len(USUAL_REST)]
+def with_ids(*parts: bytes | np.ndarray) -> list[bytes]:
+    """For each row the parts one after the other: bytes, the same in all, and the digits of its ids."""
+    length = max(len(part) for part in parts if isinstance(part, np.ndarray))
+    columns = [
+        np.frombuffer(hexlify(part.astype(_DIGEST_START).tobytes()), np.uint8).reshape(length, ID_DIGITS)
+        if isinstance(part, np.ndarray)
+        else np.broadcast_to(np.frombuffer(part, np.uint8), (length, len(part)))
+        for part in parts
+    ]
+    whole = np.concatenate(columns, axis=1)
+    return whole.view(f"S{whole.shape[1]}").ravel().tolist()
 
 
 def hexadecimal(ids: np.ndarray) -> list[bytes]:
     """The digits of ids (uint64)."""
-    return np.frombuffer(hexlify(ids.astype(">u8").tobytes()), f"S{ID_DIGITS}").tolist()
+    return with_ids(ids)
 
 
 def from_hexadecimal(keys: bytes) -> np.ndarray:
     """The ids (uint64) of digits that follow each other."""
-    return np.frombuffer(unhexlify(keys), ">u8").astype(np.uint64)
+    return np.frombuffer(unhexlify(keys), _DIGEST_START).astype(np.uint64)
 
 
 def slices(data: bytes, starts: np.ndarray, ends: np.ndarray) -> list[bytes]:

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from naysay.errors import NaysayError, WorkerError
@@ -125,6 +126,18 @@ def share(
     if errors:
         raise errors[min(errors)]
     return [found[number] for number in sorted(found)]
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Python does not look for cycles meanwhile: there are none among the many tuples of rows."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def serve() -> None:

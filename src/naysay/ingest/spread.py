@@ -4,10 +4,12 @@ What a row says is written down as it will stand in the records, so that it is n
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from orjson import dumps
 
 from naysay.artifacts.spill import RunIndex
 from naysay.errors import DataError
@@ -15,7 +17,8 @@ from naysay.ingest.columns import Columns, find_columns
 from naysay.ingest.doubts import Doubts
 from naysay.ingest.embedded import Source
 from naysay.ingest.formats import ParsedRow, PlainReader, PlainRow, parse_row, plain_reader
-from naysay.ingest.rows import USUAL_REST, About, RowWriter
+from naysay.ingest.rows import USUAL_REST, About, RowWriter, UsualRows
+from naysay.ingest.shapes import Shapes
 from naysay.inputs.conversations import RowError
 from naysay.inputs.readers import RawRow, RowReader, Span
 
@@ -98,16 +101,34 @@ def spread(
     result = Spread()
     reader = RowReader(source.path)
     plain = plain_reader(columns)
+    # A row may have to be parsed to see whether it is wanted at all.
+    shapes = Shapes(columns, plain) if reader.is_json_lines and source.splits is None else None
     with closing(RowWriter(folder, name, bits, writer)) as out:
-        for number, rows in enumerate(reader.batches(span), 1):
-            before = result.rows
+        batches = reader.batches(span) if shapes is None else _unusual(reader, span, shapes, out, result)
+        before = 0
+        for number, rows in enumerate(batches, 1):
             _add(_wanted(source, rows), source, columns, plain, out, result)
             if number % _BATCHES_A_RUN == 0:
                 out.write_run()
             watch(reader, result.rows - before)
+            before = result.rows
         out.write_run()
         result.indexes = out.indexes()
+    if source.columns and shapes is not None:
+        result.found |= shapes.keys
     return result
+
+
+def _unusual(
+    reader: RowReader, span: Span | None, shapes: Shapes, out: RowWriter, result: Spread
+) -> Iterator[list[RawRow]]:
+    """Add what lines of the usual shapes say; the rows of the other lines, some at a time."""
+    for lines in reader.lines(span):
+        usual, others = shapes.find(lines)
+        for rows in usual:
+            result.rows += len(rows.lines)
+            out.add_usual(rows)
+        yield reader.parse(others)
 
 
 def _add(
@@ -127,7 +148,14 @@ def _add(
             out.add(raw.line, _parse(source, columns, raw))
         except RowError as error:
             result.unreadable.add(raw.line, error)
-    out.add_usual(usual)
+    if usual:
+        lines, texts = zip(*usual, strict=True)
+        out.add_usual(UsualRows(lines, *([_json(text) for text in column] for column in zip(*texts, strict=True))))
+
+
+def _json(text: str | None) -> bytes:
+    # What `dumps` gives lies in a kilobyte that was cut off, and costs time as long as it is kept: only slices are.
+    return b"" if text is None else dumps((text,))[1:-1]
 
 
 def usual_about(columns: Columns) -> tuple[About, About]:

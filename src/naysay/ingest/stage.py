@@ -20,9 +20,9 @@ from naysay.ingest.counts import check_counts, count
 from naysay.ingest.gather import PROMPTS
 from naysay.ingest.merge import LengthCheck, TokenCounter
 from naysay.ingest.near_duplicates import PARTS, NearDuplicates, find_repeated
-from naysay.ingest.read import Prompts, read_prompts, second_process, without_collection
+from naysay.ingest.read import Prompts, read_prompts, second_process
 from naysay.ingest.rows import ACCEPTABLE, NEGATIVES
-from naysay.ingest.second_process import Result, SecondProcess
+from naysay.ingest.second_process import Result, SecondProcess, share
 from naysay.ingest.split import (
     BENIGN,
     DEV,
@@ -34,7 +34,7 @@ from naysay.ingest.split import (
     limit_prompts,
     split_prompts,
 )
-from naysay.ingest.write import write_quarantine, write_records
+from naysay.ingest.write import FILES, QUARANTINE, write_file
 from naysay.inputs.readers import RowReader
 from naysay.modeling.chat import template_file
 from naysay.records import Split
@@ -133,31 +133,31 @@ def _write(
     kept: np.ndarray,
     second: SecondProcess | None,
 ) -> dict[str, Any]:
-    of_prompts = prompts.task, prompts.pieces, np.split(kept, prompts.bucket_ends)
-    files = [(source.path, tally.doubts) for source, tally in zip(prompts.sources, prompts.tallies, strict=True)]
-    answers = _beside(second, _write_answers, run.negatives, run.acceptable, of_prompts)
-    with without_collection():
-        write_records(run.prompts, PROMPTS, *of_prompts)
-    write_quarantine(run.quarantine, files)
-    written = answers()
+    paths = {PROMPTS: run.prompts, NEGATIVES: run.negatives, ACCEPTABLE: run.acceptable, QUARANTINE: run.quarantine}
+    written = share(
+        second,
+        write_file,
+        FILES,
+        paths=paths,
+        task=prompts.task,
+        pieces=prompts.pieces,
+        buckets=np.split(kept, prompts.bucket_ends),
+        doubts=[(source.path, tally.doubts) for source, tally in zip(prompts.sources, prompts.tallies, strict=True)],
+    )
+    of_kind = dict(zip(FILES, written, strict=True))
+    answers = {kind: of_kind[kind] for kind in (NEGATIVES, ACCEPTABLE)}
     number = np.bincount(kept, minlength=LEFT_OUT + 1).tolist()
     by_split: dict[Split, int] = {name: number[code] for code, name in enumerate(SPLITS)}
-    counts = count(prompts.tallies, prompts.repeated, split, by_split, written)
+    counts = count(prompts.tallies, prompts.repeated, split, by_split, answers)
     stays, most = kept <= BENIGN, config.data.limit.answers_per_prompt
     left_out = prompts.repeated_answers
-    for answers in (prompts.negatives, prompts.acceptable):
-        left_out += int(answers[~stays].sum())
+    for numbers in (prompts.negatives, prompts.acceptable):
+        left_out += int(numbers[~stays].sum())
         if most is not None:
-            left_out += int(np.maximum(answers[stays].astype(np.int64) - most, 0).sum())
+            left_out += int(np.maximum(numbers[stays].astype(np.int64) - most, 0).sum())
     entries = sum(len(tally.doubts) for tally in prompts.tallies)
     check_counts(counts, answers_left_out=left_out, quarantine_entries=entries)
     return counts
-
-
-def _write_answers(negatives: Path, acceptable: Path, of_prompts: tuple[Any, ...]) -> dict[str, int]:
-    """The number of records in each of the two files."""
-    paths = {NEGATIVES: negatives, ACCEPTABLE: acceptable}
-    return {kind: write_records(path, kind, *of_prompts) for kind, path in paths.items()}
 
 
 def _beside(second: SecondProcess | None, function: Callable[..., Result], *args: Any) -> Callable[[], Result]:

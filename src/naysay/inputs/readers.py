@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 1024
 _CHUNK_BYTES = 1 << 20
+_LINE_BREAK = ord("\n")
 _COMPRESSION = 4
 """How much smaller text gets in a compressed file, about."""
 # csv's default of 128 KiB a field is below what a long conversation needs; a C long on Windows holds no more than this.
@@ -37,6 +39,22 @@ class Span(NamedTuple):
     start: int
     end: int
     line: int
+
+
+class Lines:
+    """Whole lines of a file of JSON lines, with their line breaks.
+
+    Attributes:
+        first: the number of the first one.
+        data: the lines, one after the other.
+        ends: where in `data` each ends.
+    """
+
+    def __init__(self, first: int, data: bytes):
+        self.first, self.data, self.ends = first, data, _line_ends(data)
+
+    def __getitem__(self, place: int) -> bytes:
+        return self.data[self.ends[place - 1] if place else 0 : self.ends[place]]
 
 
 class RawRow(NamedTuple):
@@ -115,8 +133,18 @@ class RowReader:
                 case ".txt":
                     yield from _some_at_a_time(self._text_lines())
                 case _:
-                    for first, lines in self._lines(span):
-                        yield self._parse_lines(lines, first)
+                    for lines in self._lines(span):
+                        yield self.parse(enumerate(io.BytesIO(lines.data), lines.first))
+
+    @property
+    def is_json_lines(self) -> bool:
+        """A row is a line, and `lines` can be read."""
+        return self._suffix in (".jsonl", ".jsonl.gz")
+
+    def lines(self, span: Span | None = None) -> Iterator[Lines]:
+        """The lines of a file of JSON lines, or of one of its `spans`, about a megabyte at a time; see `parse`."""
+        with _explain_unreadable(self.path):
+            yield from self._lines(span)
 
     def spans(self, size: int) -> list[Span]:
         """Parts of about `size` bytes each, for several processes; none for a file that is read from its beginning."""
@@ -129,7 +157,7 @@ class RowReader:
                 end = min(start + size, total)
                 lines = 0
                 while data := file.read(min(end - file.tell(), _CHUNK_BYTES)):
-                    lines += data.count(b"\n")
+                    lines += int(np.count_nonzero(np.frombuffer(data, np.uint8) == _LINE_BREAK))
                 lines += file.readline().count(b"\n")
                 spans.append(Span(start, file.tell(), line))
                 start, line = file.tell(), line + lines
@@ -141,7 +169,7 @@ class RowReader:
         line = next(wanted, None)
         if line is None:
             return
-        if self._suffix not in (".jsonl", ".jsonl.gz"):
+        if not self.is_json_lines:
             for raw in self:
                 if raw.line == line:
                     yield raw
@@ -150,34 +178,36 @@ class RowReader:
                         return
             return
         with _explain_unreadable(self.path):
-            for first, some in self._lines(None):
-                while line is not None and line < first + len(some):
-                    yield from self._parse_lines([some[line - first]], line)
+            for some in self._lines(None):
+                while line is not None and line < some.first + len(some.ends):
+                    yield from self.parse([(line, some[line - some.first])])
                     line = next(wanted, None)
                 if line is None:
                     return
 
-    def _lines(self, span: Span | None) -> Iterator[tuple[int, list[bytes]]]:
-        """Some lines of a file of JSON lines at a time, and the number of the first of them."""
+    def _lines(self, span: Span | None) -> Iterator[Lines]:
         start, end, first = span or Span(0, -1, 1)
-        with self.path.open("rb", buffering=_CHUNK_BYTES) as file:
+        # A small buffer: it is for the ends of lines.
+        with self.path.open("rb") as file:
             self._file = file
             file.seek(start)
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if self._suffix.endswith(".gz") else file  # pyright: ignore[reportAssignmentType]  # a GzipFile is a binary stream in all but name
-            while lines := stream.readlines(_CHUNK_BYTES):
-                start += sum(map(len, lines))
-                while start > end >= 0:
-                    start -= len(lines.pop())
-                if first == 1 and lines:
-                    lines[0] = lines[0].removeprefix(_BOM)
-                yield first, lines
-                if start == end:
-                    return
-                first += len(lines)
+            while data := stream.read(_CHUNK_BYTES if end < 0 else min(_CHUNK_BYTES, end - start)):
+                if not data.endswith(b"\n"):
+                    data += stream.readline()
+                start += len(data)
+                lines = Lines(first, data.removeprefix(_BOM) if first == 1 else data)
+                yield lines
+                first += len(lines.ends)
 
-    def _parse_lines(self, lines: Iterable[bytes], first: int) -> list[RawRow]:
+    def parse(self, lines: Iterable[tuple[int, bytes]]) -> list[RawRow]:
+        """The rows of lines and their numbers; blank ones have none.
+
+        Raises:
+            DataError: a line that is no JSON is not UTF-8.
+        """
         rows: list[RawRow] = []
-        for line, data in enumerate(lines, first):
+        for line, data in lines:
             try:
                 # Not `RawRow(...)`, whose call is a good part of the time that a row takes here.
                 rows.append(tuple.__new__(RawRow, (line, loads(data), "")))
@@ -259,6 +289,13 @@ class RowReader:
 def _some_at_a_time(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
     while batch := list(itertools.islice(rows, _BATCH_ROWS)):
         yield batch
+
+
+def _line_ends(data: bytes) -> np.ndarray:
+    """Where each line ends, its line break included; what follows the last one is a line too."""
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == _LINE_BREAK)
+    ends += 1
+    return np.append(ends, len(data)) if data and not data.endswith(b"\n") else ends
 
 
 def json_type(value: Any) -> str:
