@@ -70,6 +70,8 @@ SIZES = {
     "V": tuple(replace(CENTRE, vocabulary=v) for v in (49152, 196608)),
 }
 QUICK_SIZES = {"K": (replace(CENTRE, k=1), replace(CENTRE, k=3))}
+SHARE_TARGET = 0.6
+"""Of the measured matmul rate, for our steps."""
 SECTIONS = ("step", "parts", "size", "score", "sample", "ingest", "command")
 QUICK_SECTIONS = ("step", "score", "sample", "ingest", "command")
 
@@ -91,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tune_generate(PEER_SETTINGS, given.threads)
         if "step" in given.sections:
             results["step"] = steps(races, given.repeats, given.threads)
+            results["share"] = shares_by_case(results["step"])
         if "parts" in given.sections:
             turns = max(1, given.repeats // 2)
             results["parts"] = parts(quick=given.quick, repeats=turns, threads=given.threads)
@@ -122,6 +125,30 @@ def steps(races: Sequence[Race], repeats: int, threads: int) -> list[dict[str, A
         with worker(ours, case, threads) as own:
             results += [race(one, _turns(one, repeats), threads, own) for one in same]
     return results
+
+
+def shares_by_case(races: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The share of the matmul rate of each case, the median over our steps of all its races: machines change within
+    seconds, and a race has few of them. A target is set where one is for the ratio."""
+    found = []
+    for case in dict.fromkeys(of["case"] for of in races):
+        mine = [of for of in races if of["case"] == case]
+        shares = [share for of in mine for share in of["shares"]]
+        share, adapter = statistics.median(shares), mine[0]["share_with_the_adapter"] / mine[0]["share_of_matmul_rate"]
+        target = SHARE_TARGET if any(of["target"] is not None for of in mine) else None
+        met = target is None or share >= target
+        aim = "" if target is None else f" (target {100 * target:g} %{'' if met else ' NOT MET'})"
+        text = (
+            f"step {case}: {100 * share:.0f} %{aim} of the measured matmul rate, the median of {len(shares)} steps "
+            f"[{100 * min(shares):.0f}, {100 * max(shares):.0f}]; {100 * share * adapter:.0f} % with the adapter's own "
+            "operations"
+        )
+        print(text, flush=True)
+        found.append(
+            {"case": case, "share": share, "shares": shares, "with_the_adapter": share * adapter, "target": target}
+            | {"met": met, "text": text}
+        )
+    return found
 
 
 def race(
@@ -178,6 +205,7 @@ def race(
         "matmul_gflop_per_second": statistics.median(rates) / 1e9,
         "share_of_matmul_rate": statistics.median(shares),
         "share_range": [min(shares), max(shares)],
+        "shares": shares,
         "share_with_the_adapter": statistics.median(shares) * (1 + adapter_flops(one.case) / sum(flops.values())),
     }
     print(_line(result), flush=True)

@@ -287,3 +287,27 @@ def test_races_of_one_case_share_a_worker_of_ours(monkeypatch):
     # TRL's steps are long: two turns at most, one where no target is.
     assert [turns for _, turns, _ in found] == [3, 3, 2, 2, 1, 3]
     assert [ours for *_, ours in found] == [1, 2, 2, 3, 3, 4]
+
+
+def test_the_share_of_a_case_is_the_median_over_its_races(capsys):
+    def of(case, target, *shares):
+        return {
+            "case": case,
+            "target": target,
+            "shares": list(shares),
+            "share_of_matmul_rate": 0.5,
+            "share_with_the_adapter": 0.55,
+        }
+
+    first, second, third = run.shares_by_case(
+        [of("a", None, 0.5, 0.59), of("b", 2.0, 0.62, 0.58, 0.7), of("a", 3.0, 0.58), of("c", None, 0.1)]
+    )
+    assert (first["share"], first["met"], first["target"]) == (0.58, False, 0.6)
+    assert first["with_the_adapter"] == pytest.approx(1.1 * 0.58)
+    assert (second["share"], second["met"], second["target"]) == (0.62, True, 0.6)
+    assert (third["share"], third["met"], third["target"]) == (0.1, True, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "step a: 58 % (target 60 % NOT MET) of the measured matmul rate, the median of 3 steps [50, 59]; 64 % with the "
+        "adapter's own operations"
+    )

@@ -30,8 +30,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("heads", [(9, 3), (4, 4), (4, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_it_equals_a_dense_mask(case, heads, dtype, monkeypatch):
-    monkeypatch.setattr(module.torch, "get_num_threads", lambda: 8)  # or queries would never be cut
+@pytest.mark.parametrize("threads", [2, 8])
+def test_it_equals_a_dense_mask(case, heads, dtype, threads, monkeypatch):
+    # How queries and heads are cut follows the number of threads.
+    monkeypatch.setattr(module.torch, "get_num_threads", lambda: threads)
     batch, branches = pack_groups(CASES[case])
     tokens = batch.input_ids.shape[1]
     generator = torch.Generator().manual_seed(0)
@@ -100,8 +102,22 @@ def test_what_is_read_behind_a_sequence_has_no_part_in_it():
         assert not mine.grad[15:30].any()
 
 
-@pytest.mark.parametrize(("heads", "threads", "parts"), [(9, 2, 2), (8, 2, 1), (9, 1, 1), (2, 4, 2)])
-def test_queries_are_cut_where_threads_have_less_to_do_then(heads, threads, parts, monkeypatch):
+@pytest.mark.parametrize(
+    ("heads", "shared", "threads", "parts"),
+    [(9, 1, 2, 2), (9, 3, 2, 2), (8, 1, 2, 1), (9, 1, 1, 1), (2, 1, 4, 2), (9, 9, 2, 2), (4, 4, 4, 1)],
+)
+def test_queries_are_cut_where_threads_have_less_to_do_then(heads, shared, threads, parts, monkeypatch):
     monkeypatch.setattr(module.torch, "get_num_threads", lambda: threads)
-    assert Run(7, 1, 756, 756).shared(heads) == Run(7, parts, 756 // parts, 756 // parts)
-    assert Run(7, 1, 100, 100).shared(heads).count == 1
+    assert Run(7, 1, 756, 756).in_parts(heads, shared) == Run(7, parts, 756 // parts, 756 // parts)
+    assert Run(7, 1, 100, 100).in_parts(heads, shared).count == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "heads", "shared", "threads", "apart"),
+    [(1, 9, 3, 2, 3), (2, 9, 3, 2, 1), (1, 9, 3, 1, 1), (1, 8, 1, 3, 1), (1, 8, 8, 2, 8), (2, 9, 3, 16, 3)],
+)
+def test_query_heads_are_taken_apart_where_threads_would_get_unequal_shares(
+    count, heads, shared, threads, apart, monkeypatch
+):
+    monkeypatch.setattr(module.torch, "get_num_threads", lambda: threads)
+    assert Run(7, count, 20, 20).apart(heads, shared) == apart

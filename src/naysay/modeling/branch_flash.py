@@ -14,7 +14,7 @@ Legend: T tokens of the row, N sequences of a run, L tokens of each of them, W t
 heads, G key heads, D head size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any
@@ -36,8 +36,8 @@ _LONG_PROMPT = 384
 """Tokens from which on a prompt is two halves: under 192 queries a half would be slower."""
 _QUERIES, _FEW_QUERIES, _MOST_PARTS = 64, 192, 4
 """How the kernel's backward takes queries."""
-_FEW = 4
-"""Answers of one length whose keys are repeated for each query head are fewer."""
+_UNEVEN = 1.1
+"""A key head's query heads are taken apart where the busiest thread would else have so many times as much to do."""
 
 
 @dataclass(frozen=True)
@@ -50,49 +50,52 @@ class Run:
     length: int
     window: int
 
-    @property
-    def after(self) -> int:
-        """The first token that is not read."""
-        return self.first + (self.count - 1) * self.length + self.window
+    def by_head(self, states: Tensor, apart: int = 1) -> Tensor:
+        """[N, H, W, D] of [T, H, D], or [N, H, W] of [T, H]; a view. Of one sequence [apart, H / apart, W, D]: in each
+        row one of the `apart` query heads of each key head."""
+        return self._view(states, self.window, apart)
 
-    def by_head(self, states: Tensor) -> Tensor:
-        """[N, H, W, D] of [T, H, D], or [N, H, W] of [T, H]; a view."""
-        return self._view(states, self.window)
-
-    def _view(self, states: Tensor, length: int) -> Tensor:
+    def _view(self, states: Tensor, length: int, apart: int) -> Tensor:
         """So many tokens of each sequence, in one step: this is called a thousand times in a training step."""
         of_token, of_head, *of_last = states.stride()
-        size = (self.count, states.shape[1], length, *states.shape[2:])
+        rows, of_row = (self.count, self.length * of_token) if apart == 1 else (apart, of_head)
+        size = (rows, states.shape[1] // apart, length, *states.shape[2:])
         start = states.storage_offset() + self.first * of_token
-        return states.as_strided(size, (self.length * of_token, of_head, of_token, *of_last), start)
+        return states.as_strided(size, (of_row, apart * of_head, of_token, *of_last), start)
 
-    def known(self, lse_TH: Tensor) -> Tensor:
-        """[N, H, W] for the backward; what is read behind a sequence has no weight and no gradient."""
-        lse = self.by_head(lse_TH)
+    def known(self, lse_TH: Tensor, apart: int) -> Tensor:
+        """As `by_head`, for the backward; what is read behind a sequence has no weight and no gradient."""
+        lse = self.by_head(lse_TH, apart)
         if self.window > self.length:
             lse = lse.clone()
             lse[..., self.length :] = torch.inf
         return lse
 
-    def shared(self, heads: int) -> "Run":
-        """The sequence in up to four parts of one length, where threads, each of which the kernel's backward gives a
-        head of a part at a time, would have less to do each; it takes 64 queries at a time where there are 192."""
-        threads = torch.get_num_threads()
+    def apart(self, heads: int, shared: int) -> int:
+        """How many of the `shared` query heads of a key head are taken by themselves: the kernel's backward gives a
+        thread a key head of a sequence at a time, and of few threads get unequal shares."""
+        busiest, at_best = (_heads_of_one_thread(self.count * of_run) for of_run in (heads // shared, heads))
+        return shared if busiest * shared > _UNEVEN * at_best else 1
+
+    def in_parts(self, heads: int, shared: int) -> "Run":
+        """The sequence in up to four parts of one length, where threads would have less to do each (see `apart`); the
+        kernel takes 64 queries at a time where there are 192."""
 
         def cost(parts: int) -> int:
-            return -(-parts * heads // threads) * -(-self.length // parts // _QUERIES)
+            of_part = -(-self.length // parts // _QUERIES)
+            if parts == 1:
+                return _heads_of_one_thread(heads) * of_part
+            return _heads_of_one_thread(parts * heads // shared) * shared * of_part
 
         even = [parts for parts in range(1, _MOST_PARTS + 1) if self.length % parts == 0]
         best = min((p for p in even if p == 1 or self.length // p >= _FEW_QUERIES), key=cost)
         return Run(self.first, best, self.length // best, self.length // best)
 
-    def put(self, into: Tensor, states: Tensor, *, add: bool = False) -> None:
-        """The inverse of `by_head`: into [T, H, D] or [T, H]. Query heads of the same key head are summed."""
-        mine = self._view(into, self.length)
+    def put(self, into: Tensor, states: Tensor, apart: int = 1, *, add: bool = False) -> None:
+        """The inverse of `by_head`: into [T, H, D] or [T, H]."""
+        mine = self._view(into, self.length, apart)
         if self.window > self.length:
             states = states[:, :, : self.length]
-        if states.shape[1] > mine.shape[1]:
-            states = states.unflatten(1, (mine.shape[1], -1)).sum(2)
         if add:
             mine.add_(states)
         else:
@@ -105,23 +108,6 @@ class Place:
 
     causal: tuple[Run, ...]
     seen: tuple[tuple[Run, Run], ...]
-    prompt: slice
-    """The prompt, and what is read behind it."""
-
-    def shown(self, states: tuple[Tensor, Tensor], heads: int) -> "Callable[[Run], list[Tensor]]":
-        """Runs -> their keys and values [N, G or H, W, D], repeated for each of so many query heads where they are
-        few: the kernel's backward gives a thread a key head at a time, and of few threads get unequal shares."""
-        shared = heads // states[0].shape[1]
-        repeated = [part[self.prompt].repeat_interleave(shared, 1) for part in states]
-
-        def of(run: Run) -> list[Tensor]:
-            if run.first >= self.prompt.start:
-                moved = Run(run.first - self.prompt.start, run.count, run.length, run.window)
-                return [moved.by_head(part) for part in repeated]
-            keys = [run.by_head(part) for part in states]
-            return keys if run.count >= _FEW else [part.repeat_interleave(shared, 1) for part in keys]
-
-        return of
 
     @classmethod
     def of_all(cls, branches: Branches) -> "list[Place]":
@@ -144,9 +130,11 @@ class Place:
             seen.append((_whole(first + parts[0], parts[1]), _whole(first, parts[0])))
         if answers:  # the kernel divides by their tokens
             seen.append((_whole(asking, read), _whole(first, prompt)))
-        own = _runs(first, parts, row)
-        behind = max(run.after for run in own)
-        return cls((*_runs(asking, answers, row), *own), tuple(seen), slice(first, behind))
+        return cls((*_runs(asking, answers, row), *_runs(first, parts, row)), tuple(seen))
+
+
+def _heads_of_one_thread(heads: int) -> int:
+    return -(-heads // torch.get_num_threads())
 
 
 def _whole(first: int, length: int) -> Run:
@@ -183,13 +171,13 @@ def attend(
     lse_TH = torch.empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
 
     for place in places:
-        shown = place.shown((key, value), query.shape[1])
         for run in place.causal:
-            out, lse = _flash(run.by_head(query), *shown(run), 0.0, True, scale=scaling)
+            out, lse = _flash(*map(run.by_head, (query, key, value)), 0.0, True, scale=scaling)
             run.put(out_THD, out)
             run.put(lse_TH, lse)
         for queries, keys in place.seen:
-            out, lse = _flash(queries.by_head(query), *shown(keys), 0.0, False, scale=scaling)
+            given = map(keys.by_head, (key, value))
+            out, lse = _flash(queries.by_head(query), *given, 0.0, False, scale=scaling)
             own_out, own_lse = (queries.by_head(states) for states in (out_THD, lse_TH))
             joint = torch.logaddexp(own_lse, lse)
             own_out.lerp_(out, (lse - joint).exp_().to(out.dtype)[..., None])
@@ -209,22 +197,32 @@ def attend_backward(
     query, key, value = states
     found = tuple(torch.empty(part.shape, dtype=part.dtype) for part in states)
 
-    def part(queries: Run, keys: list[Tensor], *, causal: bool) -> tuple[Tensor, ...]:
-        grad, of_query, out = map(queries.by_head, (grad_THD, query, out_THD))
-        return _flash_backward(grad, of_query, *keys, out, queries.known(lse_TH), 0.0, causal, scale=scaling)
+    heads, shared = query.shape[1], query.shape[1] // key.shape[1]
+
+    def part(queries: Run, keys: Run, *, causal: bool) -> None:
+        apart = queries.apart(heads, shared)
+        given = [keys.by_head(states) for states in (key, value)]
+        if apart > 1 and queries.count > 1:
+            given, apart = [states.repeat_interleave(shared, 1) for states in given], 1
+        rows = apart if apart > 1 else queries.count
+        given = [states.expand(rows, -1, -1, -1) for states in given]
+        grad, of_query, out = (queries.by_head(states, apart) for states in (grad_THD, query, out_THD))
+        d_query, *d_given = _flash_backward(
+            grad, of_query, *given, out, queries.known(lse_TH, apart), 0.0, causal, scale=scaling
+        )
+        queries.put(found[0], d_query, apart, add=not causal)
+        for into, mine in zip(found[1:], d_given, strict=True):
+            if mine.shape[1] > key.shape[1]:
+                mine = mine.unflatten(1, (key.shape[1], shared)).sum(2)
+            if len(mine) > keys.count:
+                mine = mine.sum(0, keepdim=True)
+            keys.put(into, mine, add=not causal)
 
     for place in places:
-        shown = place.shown((key, value), query.shape[1])
         for run in place.causal:
-            for into, mine in zip(found, part(run, shown(run), causal=True), strict=True):
-                run.put(into, mine)
+            part(run, run, causal=True)
         for queries, keys in place.seen:
-            queries = queries.shared(query.shape[1])
-            given = [states.expand(queries.count, -1, -1, -1) for states in shown(keys)]
-            d_query, *d_given = part(queries, given, causal=False)
-            queries.put(found[0], d_query, add=True)
-            for into, mine in zip(found[1:], d_given, strict=True):
-                keys.put(into, mine.sum(0, keepdim=True) if queries.count > 1 else mine, add=True)
+            part(queries.in_parts(heads, shared), keys, causal=False)
     return found
 
 

@@ -256,4 +256,4 @@ def _with_residual(grad_TD: Tensor, d_normed: Tensor, x_TD: Tensor, norm_D: Tens
     """[1, T, D]: the gradient by x, of which one part goes by the norm (it is overwritten)."""
     weighted = d_normed.mul_(norm_D)
     along_T1 = along_input(weighted, x_TD, scale_T1)
-    return weighted.mul_(scale_T1).add_(grad_TD).addcmul_(x_TD, along_T1, value=-1)[None]
+    return torch.addcmul(grad_TD, weighted, scale_T1, out=weighted).addcmul_(x_TD, along_T1, value=-1)[None]

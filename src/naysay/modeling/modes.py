@@ -22,5 +22,11 @@ def set_training(model: nn.Module) -> None:
 
     The flag of the model alone does not tell: under a new adapter the layers of a loaded model are still in eval mode.
     """
-    if not all(module.training for module in model.modules()):
-        model.train()
+    # Not `modules()`, a generator within a generator for each level: this is asked at each step.
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if not module.training:
+            model.train()
+            return
+        waiting.extend(module.children())
