@@ -171,8 +171,15 @@ writers = st.sampled_from(
 )
 
 
+def test_a_control_character_where_the_last_line_has_no_break_is_no_json() -> None:
+    line = b'{"prompt":"q","rejected":"a"}'
+    found, others = shaped_rows(b"\n".join([line, line.replace(b"a", b"\0"), line, line]))
+    assert found == [(7, "q", "a", None), (9, "q", "a", None)]
+    assert others == [8, 10]
+
+
 @given(st.lists(usual, max_size=12), writers, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_lines_of_one_shape_say_what_parsing_finds(
     rows: list[dict[str, Any]], write: Callable[[Any], bytes], end: bytes, whole: bool, draw: st.DataObject
 ) -> None:
@@ -186,6 +193,17 @@ def test_lines_of_one_shape_say_what_parsing_finds(
     found, others = shaped_rows(bytes(data))
     assert found == [row for row in usual_rows(bytes(data)) if row[0] not in others]
     assert len(found) + len(others) == len(Lines(7, bytes(data)).ends)
+
+
+def test_lines_of_no_shape_are_soon_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = shapes.Shapes(COLUMNS, plain_reader(COLUMNS))
+    data = b"".join(orjson.dumps({"prompt": "q", "rejected": "a", "n": n}) + b"\n" for n in range(70))
+    for _ in range(4):
+        rows, others = finder.find(Lines(1, data))
+        assert not rows
+        assert others == list(enumerate(io.BytesIO(data), 1))
+    monkeypatch.setattr(shapes, "_Text", None)
+    assert finder.find(Lines(1, data)) == ([], others)
 
 
 def test_hardly_a_usual_line_is_parsed(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ _QUOTE, _BACKSLASH, _SPACE, _DELETE = b'"\\ \x7f'
 _KEPT_ESCAPES = np.zeros(256, dtype=bool)
 """What may follow a backslash: `\\u0041` would be written as `A`, and two backslashes need a second look."""
 _KEPT_ESCAPES[[*b'"bfnrt']] = True
-_MOST_SHAPES, _MOST_FAILURES = 8, 16
-"""At most so many shapes of a file; and of some lines at most so many are looked at in vain."""
+_MOST_SHAPES, _MOST_FAILURES, _ENOUGH_FAILURES = 8, 16, 64
+"""At most so many shapes of a file; so many lines of a chunk, and of a file without a shape, are looked at in vain."""
 _WORD = 8
 
 
@@ -54,6 +54,7 @@ class Shapes:
         self._names = tuple(columns.name(name) for name in ("prompt", "rejected", "chosen"))
         self._plain = plain
         self._shapes: list[_Shape] = []
+        self._failures = 0
 
     @property
     def keys(self) -> frozenset[str]:
@@ -62,6 +63,8 @@ class Shapes:
 
     def find(self, lines: Lines) -> tuple[list[UsualRows], list[tuple[int, bytes]]]:
         """The usual rows of known shapes, and the other lines with their numbers."""
+        if not self._shapes and self._failures >= _ENOUGH_FAILURES:  # say, each line has a number of its own
+            return [], [(lines.first + at, lines[at]) for at in range(len(lines.ends))]
         text = _Text(lines)
         left = text.plain.copy()
         found = [text.take(shape, left) for shape in self._shapes]
@@ -82,6 +85,7 @@ class Shapes:
             else:
                 self._shapes.append(shape)
                 yield shape
+        self._failures += failures
 
     def _shape(self, line: bytes) -> _Shape | None:
         """The shape of a line; None where it is no usual row, or has more than texts that may change."""
@@ -142,7 +146,8 @@ class _Text:
             # Where a line has no two backslashes in a row, each begins an escape.
             quotes = quotes[self._bytes[quotes - 1] != _BACKSLASH]
         # Each line has its line break, but the last one of a file perhaps.
-        if np.count_nonzero(self._bytes < _SPACE) != len(lines.ends):
+        breaks = len(lines.ends) - (not data.endswith(b"\n"))
+        if np.count_nonzero(self._bytes < _SPACE) != breaks:
             control = np.flatnonzero(self._bytes < _SPACE)
             after = self._bytes.take(control + 1, mode="clip")
             of_break = (self._bytes[control] == ord("\r")) & (after == ord("\n"))

@@ -29,7 +29,6 @@ _STARTS = {
 }
 _MESSAGES, _PROMPT_ID, _TEXT = b'","messages":[{"role":"user","content":', b'","prompt_id":"p-', b'","text":'
 
-
 QUARANTINE = "quarantine"
 FILES = PROMPTS, NEGATIVES, ACCEPTABLE, QUARANTINE
 """The longest work first, so that two processes end at about the same time."""
