@@ -145,7 +145,7 @@ def shaped_rows(data: bytes) -> tuple[list[Line], list[int]]:
     # Twice: the second time all shapes are known.
     finder = shapes.Shapes(COLUMNS, plain_reader(COLUMNS))
     first, (rows, others) = finder.find(lines), finder.find(lines)
-    assert [number for number, _ in first[1]] >= [number for number, _ in others]
+    assert {number for number, _ in first[1]} >= {number for number, _ in others}
     found: list[Line] = []
     for part in rows:
         for number, *texts in zip(part.lines, part.contents, part.negatives, part.acceptable, strict=True):
@@ -324,6 +324,21 @@ def test_shared_work_comes_back_in_order_and_the_first_error_counts() -> None:
 def sized(item: int, *, writer: int, factor: int) -> tuple[int, int]:
     time.sleep(0.01)
     return factor * item, writer
+
+
+def test_an_interrupt_here_ends_what_the_second_process_is_at() -> None:
+    with SecondProcess() as second:
+        with pytest.raises(KeyboardInterrupt):
+            share(second, interrupted, range(2), only_here={"here": True})
+        with pytest.raises(WorkerError, match="ended before its work"):
+            second.start(os.getpid)()
+
+
+def interrupted(item: int, *, writer: int, here: bool = False) -> None:
+    if here:
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+    time.sleep(40)
 
 
 def failing(item: int, *, writer: int) -> None:

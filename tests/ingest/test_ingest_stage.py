@@ -291,6 +291,23 @@ def test_a_sparse_column_may_be_mapped(ingest: Ingest) -> None:
     assert [item["severity"] for item in found.negatives if item["severity"]] == [4.0]
 
 
+def test_a_sparse_column_of_lines_that_are_not_parsed_may_be_mapped(ingest: Ingest) -> None:
+    # Not the last rows, which are parsed.
+    sparse = [row(number, better=f"yes {number}") for number in range(1050, 1060)]
+    rows = [row(number) for number in range(1050)] + sparse + [row(number) for number in range(1060, 1080)]
+    found = ingest(rows, map={"chosen": "better"})
+    assert {item["text"] for item in found.acceptable} >= {f"yes {number}" for number in range(1050, 1060)}
+
+
+def test_a_row_that_is_nested_too_deep_to_be_written_is_quarantined_as_text(ingest: Ingest, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    deep = '{"prompt": ' + "[" * 300 + "]" * 300 + ', "rejected": "r"}'
+    path.write_text(json.dumps(row(0)) + "\n" + deep + "\n", encoding="utf-8")
+    (entry,) = ingest(path).quarantine
+    assert (entry["line"], entry["field"]) == (2, "prompt[0]")
+    assert entry["row"].startswith("{'prompt': [[[")
+
+
 def test_inputs_outputs_and_settings(tmp_path: Path, answers: Path) -> None:
     path = tmp_path / "rows.jsonl"
     run = RunDirectory(tmp_path / "run")

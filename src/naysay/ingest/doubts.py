@@ -78,5 +78,9 @@ class Doubts:
 
 
 def _json_able(value: Any) -> Any:
-    """Parquet has types that JSON lacks (bytes, decimals): quarantine shows them as text."""
-    return orjson.loads(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))
+    """Parquet has types that JSON lacks (bytes, decimals): quarantine shows them as text, and so what orjson reads but
+    does not write, some hundred lists within each other."""
+    try:
+        return orjson.loads(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))
+    except TypeError:
+        return str(value)

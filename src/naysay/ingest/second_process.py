@@ -34,13 +34,16 @@ class SecondProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # It may be writing a file, which it then removes.
-        self._process.terminate()
+        self.stop()
         try:
             self._process.communicate(timeout=_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
+
+    def stop(self) -> None:
+        """End it, whatever it is at. It may be writing a file, which it then removes."""
+        self._process.terminate()
 
     def start(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Callable[[], Result]:
         """Begin a call; what is returned waits for its result, or raises what the call raised."""
@@ -119,10 +122,15 @@ def share(
     with ThreadPoolExecutor(1) as thread:
         if second is not None:
             thread.submit(work, there)
+        finished = False
         try:
             work(lambda item: function(item, writer=0, **(only_here or {}), **kwargs))
+            finished = True
         finally:
             left.clear()
+            # Ctrl-C, which is not to wait for what the other one is at.
+            if second is not None and not finished:
+                second.stop()
     if errors:
         raise errors[min(errors)]
     return [found[number] for number in sorted(found)]

@@ -21,7 +21,7 @@ _KEPT_ESCAPES = np.zeros(256, dtype=bool)
 """What may follow a backslash: `\\u0041` would be written as `A`, and two backslashes need a second look."""
 _KEPT_ESCAPES[[*b'"bfnrt']] = True
 _MOST_SHAPES, _MOST_FAILURES, _ENOUGH_FAILURES = 8, 16, 64
-"""At most so many shapes of a file; so many lines of a chunk, and of a file without a shape, are looked at in vain."""
+"""At most so many shapes; so many lines of a chunk, and of all where no shape was found, are looked at in vain."""
 _WORD = 8
 
 
@@ -95,7 +95,6 @@ class Shapes:
             return None
         if self._plain(row) is None:
             return None
-        marks = [at for at, byte in enumerate(line) if byte == _QUOTE and line[at - 1] != _BACKSLASH]
         opens: dict[str, int] = {}
         at = 0
         for key, value in row.items():
@@ -105,6 +104,7 @@ class Shapes:
                 at += 2
             elif value is not None and type(value) is not bool:
                 return None
+        marks = [at for at, byte in enumerate(line) if byte == _QUOTE and line[at - 1] != _BACKSLASH]
         if at != len(marks):  # a column that occurs twice
             return None
         ends = [0, *(marks[place + 1] for place in opens.values())]
@@ -125,7 +125,7 @@ class _Text:
 
     Attributes:
         lines: the lines.
-        plain: which lines have nothing in their texts that `orjson` would write otherwise.
+        plain: which lines surely have nothing in their texts that `orjson` would write otherwise.
         taken: which lines were taken.
     """
 

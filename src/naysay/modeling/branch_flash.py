@@ -73,7 +73,8 @@ class Run:
 
     def apart(self, heads: int, shared: int) -> int:
         """How many of the `shared` query heads of a key head are taken by themselves: the kernel's backward gives a
-        thread a key head of a sequence at a time, and of few threads get unequal shares."""
+        thread a key head of a sequence at a time, and of few threads get unequal shares. Of one sequence that is a
+        view; for several its keys are repeated."""
         busiest, at_best = (_heads_of_one_thread(self.count * of_run) for of_run in (heads // shared, heads))
         return shared if busiest * shared > _UNEVEN * at_best else 1
 
