@@ -157,11 +157,8 @@ class Rows(NamedTuple):
     name: str
     indexes: dict[str, list[RunIndex]]
 
-    def runs(self, column: str, bucket: int) -> list[bytes]:
-        return read_runs(self.folder, f"{self.name}-{column}", self.indexes[column], bucket)
-
     def read(self, column: str, bucket: int) -> bytes:
-        return b"".join(self.runs(column, bucket))
+        return b"".join(read_runs(self.folder, f"{self.name}-{column}", self.indexes[column], bucket))
 
     def drop(self, column: str) -> None:
         """The disk may be needed for what was made of it."""
